@@ -6,7 +6,6 @@ never pay for importing JAX, and so that the commands that tests start see them.
 
 import os
 import pathlib
-import tempfile
 
 import hypothesis
 import pytest
@@ -31,8 +30,6 @@ def _prepare_environment() -> None:
   os.environ.setdefault(
       'JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache' / 'jax'))
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-  # A test that forgets its own cache folder must not touch the user's.
-  os.environ['FEDJAXREC_CACHE'] = tempfile.mkdtemp(prefix='fedjaxrec-cache-')
 
 
 _prepare_environment()
@@ -43,8 +40,7 @@ hypothesis.settings.load_profile('fedjaxrec')
 
 @pytest.fixture(scope='session', autouse=True)
 def private_cache(tmp_path_factory):
-  """Points the data cache at a folder that goes away with the test run."""
-  os.rmdir(os.environ['FEDJAXREC_CACHE'])
+  """Keeps a test that names no cache folder away from the user's own."""
   folder = tmp_path_factory.mktemp('fedjaxrec-cache')
   os.environ['FEDJAXREC_CACHE'] = str(folder)
   return folder
