@@ -1,0 +1,1 @@
+"""Named recipes, one a file, composed from the rooms above."""

@@ -1,0 +1,70 @@
+"""FedAvg and its relatives: local training, then the server moves by the mean.
+
+FedProx is `client.proximal_mu`; FedAvgM, FedAdagrad, FedAdam and FedYogi are
+`server.optimizer`.
+"""
+
+import jax.numpy as jnp
+
+from fedjaxrec.config import Config
+from fedjaxrec.examples import draw_examples
+from fedjaxrec.local_training import make_local_training, num_steps
+from fedjaxrec.models.recommender import Recommender
+from fedjaxrec.objectives import OBJECTIVES
+from fedjaxrec.optimizers import build_optimizer, make_schedule
+from fedjaxrec.rounds import Algorithm
+from fedjaxrec.server import make_server
+
+
+def make_fedavg(
+    config: Config, recommender: Recommender, num_items: int
+) -> Algorithm:
+  """Builds FedAvg for a recommender.
+
+  Personal: what the model marks so. Travels: the touched rows of the item
+  table and the shared parameters, down; their deltas, up.
+
+  Args:
+    config: The whole config; objective, client, server and cohort.weighting
+      are read.
+    recommender: The model.
+    num_items: Items in the catalogue.
+
+  References:
+    McMahan et al., 2017, `FedAvg <https://arxiv.org/abs/1602.05629>`_.
+  """
+  client, server = config.client, config.server
+  objective = config.objective
+  negatives = (
+      0 if objective.name == 'squared_error' else objective.num_negatives)
+  train = make_local_training(
+      recommender.score, OBJECTIVES[objective.name],
+      build_optimizer(client, client.learning_rate),
+      build_optimizer(client, client.item_learning_rate),
+      batch_size=client.batch_size, epochs=client.epochs, steps=client.steps,
+      l2=objective.l2, proximal_mu=client.proximal_mu,
+      item_optimizer_is_sgd=client.optimizer == 'sgd')
+  steps = make_server(
+      build_optimizer(server, server.learning_rate),
+      build_optimizer(server, server.learning_rate),
+      make_schedule(server.schedule, server.final_fraction, config.rounds),
+      row_normalization=server.row_normalization, lazy_rows=server.lazy_rows)
+
+  def bounds(num_examples):
+    batches, total = num_steps(
+        num_examples, client.batch_size, client.epochs, client.steps)
+    epochs = -(-total // jnp.maximum(batches, 1))
+    return epochs.max(), batches.max()
+
+  return Algorithm(
+      init_server=lambda key: steps.init(*recommender.init_server(key)),
+      init_personal=recommender.init_personal,
+      draw=lambda c, key: draw_examples(c, key, num_items, negatives),
+      client_update=train,
+      bounds=bounds,
+      server_update=steps.update,
+      learning_rate_scale=make_schedule(
+          client.schedule, client.final_fraction, config.rounds),
+      needs_row_weight=steps.needs_row_weight,
+      weight_by_examples=config.cohort.weighting == 'examples',
+      score=recommender.score)

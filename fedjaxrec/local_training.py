@@ -1,0 +1,211 @@
+"""What a client does in a round: (view, client) -> (contribution, personal)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjaxrec.examples import Examples
+from fedjaxrec.objectives import Objective
+
+PyTree = Any
+
+
+class View(NamedTuple):
+  """What a client downloads and owns at the start of its round.
+
+  Attributes:
+    item_rows: Leaves [capacity, 1 + num_negatives, ...]: a row of the item
+      table for every slot; zeros where a slot is unused.
+    shared: The shared parameters, whole.
+    personal: The client's own parameters.
+    learning_rate_scale: float32 []: the round's factor on both learning rates.
+  """
+  item_rows: PyTree
+  shared: PyTree
+  personal: PyTree
+  learning_rate_scale: jax.Array
+
+
+class Contribution(NamedTuple):
+  """What a client uploads, and what it measures on the way.
+
+  Attributes:
+    item_rows: Item-addressed leaves, as in View: deltas, after - before.
+    shared: Whole leaves: deltas, after - before.
+    loss_sum: float32 []: the losses summed, of the epochs trained.
+    loss_count: float32 []: terms in that sum.
+    num_examples: int32 []: scores computed that counted (slots times epochs).
+  """
+  item_rows: PyTree
+  shared: PyTree
+  loss_sum: jax.Array
+  loss_count: jax.Array
+  num_examples: jax.Array
+
+
+class _Carry(NamedTuple):
+  item_delta: PyTree
+  dense: PyTree  # (personal, shared)
+  item_state: optax.OptState
+  dense_state: optax.OptState
+  loss_sum: jax.Array
+  loss_count: jax.Array
+  num_examples: jax.Array
+
+
+def num_steps(
+    num_examples: jax.Array, batch_size: int, epochs: int, steps: int
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (batches in an epoch, steps in the round), elementwise."""
+  batches = -(-num_examples // batch_size)
+  total = jnp.where(batches > 0, steps, 0) if steps else batches * epochs
+  return batches, total
+
+
+def make_local_training(
+    score: Callable[[PyTree, PyTree, PyTree], jax.Array],
+    objective: Objective,
+    dense_optimizer: optax.GradientTransformation,
+    item_optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    epochs: int = 1,
+    steps: int = 0,
+    l2: float = 0.0,
+    proximal_mu: float = 0.0,
+    item_optimizer_is_sgd: bool = False,
+) -> Callable:
+  """Builds train(view, examples, num_examples, bounds) for one client.
+
+  Gradient steps on batches of consecutive slots, every epoch in the same order.
+  The loss of a batch is
+
+    mean loss + l2 (|personal|^2 + |shared|^2 + mean over the batch |row|^2)
+      + proximal_mu / 2 |(item table, shared) - (what was downloaded)|^2.
+
+  The numbers are those of training on a copy of the whole item table: a row
+  outside the batch has a zero gradient (but for the proximal term, which pulls
+  the rows of the local table at every step), and rows that the client never
+  touches do not move under any optimizer whose update at zero gradient and zero
+  state is zero (sgd, momentum, adagrad, adam, yogi).
+
+  Args:
+    score: A recommender's score.
+    objective: See `objectives`.
+    dense_optimizer: For (personal, shared), without the round's schedule.
+    item_optimizer: For the item rows, likewise.
+    batch_size: Interactions in a batch; negatives come on top.
+    epochs: Passes over the interactions.
+    steps: Steps in the round; 0: as many as the epochs need.
+    l2: Weight of the squared norms.
+    proximal_mu: FedProx's mu.
+    item_optimizer_is_sgd: The item optimizer has no state and moves each row by
+      its own gradient alone. A step then costs one batch and not the whole
+      local table; the result is the same.
+
+  Returns:
+    train(view, examples, num_examples, bounds) -> (Contribution, personal) for
+    one client; vmap it over a block. bounds = (epochs, batches), int32, trip
+    counts common to the block: at least what any of its clients needs.
+
+  References:
+    McMahan et al., 2017, `FedAvg <https://arxiv.org/abs/1602.05629>`_; Li et
+    al., 2020, `FedProx <https://arxiv.org/abs/1812.06127>`_.
+  """
+  touched_only = item_optimizer_is_sgd and proximal_mu == 0
+
+  def square(tree):
+    return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree))
+
+  def batch_loss(rows, dense, labels, used):
+    personal, shared = dense
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+    scores = score(personal, flat, shared).reshape(used.shape)
+    loss_sum, count = objective(scores, labels, used)
+    loss = loss_sum / jnp.maximum(count, 1)
+    if l2:
+      loss += l2 * (square(dense)
+                    + square(rows) / jnp.maximum(used.sum(), 1))
+    return loss, (loss_sum, count.astype(jnp.float32))
+
+  gradient = jax.grad(batch_loss, argnums=(0, 1), has_aux=True)
+
+  def train(view: View, examples: Examples, num_examples, bounds):
+    capacity = examples.labels.shape[0]
+    size = min(batch_size, capacity)
+    batches, total_steps = num_steps(num_examples, batch_size, epochs, steps)
+    start_dense = (view.personal, view.shared)
+
+    def cut(tree, start):
+      return jax.tree.map(
+          lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), tree)
+
+    def paste(tree, part, start):
+      return jax.tree.map(
+          lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0),
+          tree, part)
+
+    def scale(updates):
+      return optax.tree.scale(view.learning_rate_scale, updates)
+
+    def step(index, batch, carry: _Carry) -> _Carry:
+      # Blocks share trip counts; a client that has finished stands still.
+      active = (batch < batches) & (index < total_steps)
+      def keep(new, old):
+        return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, old)
+
+      start = batch * size
+      moved = cut(carry.item_delta, start)
+      rows = optax.tree.add(cut(view.item_rows, start), moved)
+      used = cut(examples.used, start) & active
+      (row_gradient, dense_gradient), (loss_sum, count) = gradient(
+          rows, carry.dense, cut(examples.labels, start), used)
+      if proximal_mu:
+        pull = optax.tree.sub(carry.dense[1], view.shared)
+        dense_gradient = (dense_gradient[0], optax.tree.add_scale(
+            dense_gradient[1], proximal_mu, pull))
+      update, dense_state = dense_optimizer.update(
+          dense_gradient, carry.dense_state, carry.dense)
+      dense = optax.apply_updates(carry.dense, scale(update))
+      if touched_only:
+        update, item_state = item_optimizer.update(
+            row_gradient, carry.item_state)
+        moved = keep(optax.tree.add(moved, scale(update)), moved)
+        item_delta = paste(carry.item_delta, moved, start)
+      else:
+        full = optax.tree.scale(proximal_mu, carry.item_delta)
+        full = paste(
+            full, optax.tree.add(cut(full, start), row_gradient), start)
+        update, item_state = item_optimizer.update(
+            full, carry.item_state,
+            optax.tree.add(view.item_rows, carry.item_delta))
+        item_delta = keep(
+            optax.tree.add(carry.item_delta, scale(update)), carry.item_delta)
+      return _Carry(
+          item_delta, keep(dense, carry.dense),
+          keep(item_state, carry.item_state),
+          keep(dense_state, carry.dense_state),
+          carry.loss_sum + loss_sum, carry.loss_count + count,
+          carry.num_examples + used.sum())
+
+    def epoch(e, carry):
+      return jax.lax.fori_loop(
+          0, bounds[1],
+          lambda b, inner: step(e * batches + b, b, inner), carry)
+
+    zero = jax.tree.map(jnp.zeros_like, view.item_rows)
+    carry = _Carry(
+        zero, start_dense, item_optimizer.init(zero),
+        dense_optimizer.init(start_dense), jnp.float32(0), jnp.float32(0),
+        jnp.int32(0))
+    carry = jax.lax.fori_loop(0, bounds[0], epoch, carry)
+    personal, shared = carry.dense
+    contribution = Contribution(
+        carry.item_delta, optax.tree.sub(shared, view.shared),
+        carry.loss_sum, carry.loss_count, carry.num_examples)
+    return contribution, personal
+
+  return train

@@ -1,0 +1,1 @@
+"""The recommenders: one model a file, listed in `MODELS` of `registry`."""

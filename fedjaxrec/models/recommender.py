@@ -1,0 +1,79 @@
+"""Where each parameter lives, and the one adapter from Flax to plain pytrees.
+
+A model marks its parameters by type: `Personal` stays on the client and never
+travels; `ItemTable` (leading axis = item) lives on the server and travels row
+by row; a plain `nnx.Param` lives on the server and travels whole. Below this
+folder nobody imports Flax: everything sees three pytrees of arrays.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+PyTree = Any
+
+
+class Personal(nnx.Param):
+  """A parameter that lives on the client and never leaves it."""
+
+
+class ItemTable(nnx.Param):
+  """A server parameter with one row an item; touched rows travel."""
+
+
+class Recommender(NamedTuple):
+  """A model as pure functions of plain pytrees.
+
+  Attributes:
+    init_server: key -> (item_table, shared). Leaves of item_table have the
+      leading axis [num_items].
+    init_personal: key -> personal, one client's. `vmap` over keys makes a
+      population.
+    score: (personal, item_rows, shared) -> float32 [num_rows], one client's
+      scores of the items whose rows are given; leaves of item_rows have the
+      leading axis [num_rows], any number of rows.
+  """
+  init_server: Callable[[jax.Array], tuple[PyTree, PyTree]]
+  init_personal: Callable[[jax.Array], PyTree]
+  score: Callable[[PyTree, PyTree, PyTree], jax.Array]
+
+
+def make_recommender(
+    make_model: Callable[[jax.Array], nnx.Module]
+) -> Recommender:
+  """Turns a Flax model into a `Recommender`.
+
+  Args:
+    make_model: key -> module. The module is called without arguments and scores
+      every row that its item tables hold: float32 [num_rows].
+
+  Returns:
+    The recommender. Its functions are pure and may be jitted and vmapped.
+  """
+  def split(key):
+    return nnx.split(make_model(key), Personal, ItemTable, ...)
+
+  # Shapes alone: a table of a million items is not built twice.
+  graphdef, *templates = nnx.split(
+      nnx.eval_shape(lambda: make_model(jax.random.key(0))),
+      Personal, ItemTable, ...)
+
+  def init_server(key):
+    _, _, item_table, shared = split(key)
+    return nnx.to_pure_dict(item_table), nnx.to_pure_dict(shared)
+
+  def init_personal(key):
+    return nnx.to_pure_dict(split(key)[1])
+
+  def score(personal, item_rows, shared):
+    states = []
+    for template, values in zip(
+        templates, (personal, item_rows, shared), strict=True):
+      state = jax.tree.map(lambda leaf: leaf, template)
+      nnx.replace_by_pure_dict(state, values)
+      states.append(state)
+    return nnx.merge(graphdef, *states)()
+
+  return Recommender(init_server, init_personal, score)

@@ -1,0 +1,55 @@
+"""What a client minimises over a batch. A new objective is one function, one
+line in `OBJECTIVES`.
+
+An objective is a function (scores, labels, used) -> (loss_sum, count) with
+scores float32 [batch, 1 + num_negatives] (column 0 is the interaction, the rest
+its negatives), labels float32 [batch] and used bool, the shape of scores. The
+batch's loss is loss_sum / count.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Objective = Callable[
+    [jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def binary_cross_entropy(
+    scores: jax.Array, labels: jax.Array, used: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """-log sigma(s) for interactions, -log sigma(-s) for negatives; mean."""
+  del labels  # Any interaction is a 1, whatever its rating.
+  signs = jnp.where(jnp.arange(scores.shape[1]) == 0, 1.0, -1.0)[None, :]
+  loss = jnp.where(used, jax.nn.softplus(-signs * scores), 0.0)
+  return loss.sum(), used.sum()
+
+
+def bayesian_personalized_ranking(
+    scores: jax.Array, labels: jax.Array, used: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """-log sigma(s_interaction - s_negative), mean over the pairs.
+
+  References:
+    Rendle et al., 2009, `BPR <https://arxiv.org/abs/1205.2618>`_.
+  """
+  del labels
+  pair = used[:, 1:] & used[:, :1]
+  loss = jax.nn.softplus(scores[:, 1:] - scores[:, :1])
+  return jnp.where(pair, loss, 0.0).sum(), pair.sum()
+
+
+def squared_error(
+    scores: jax.Array, labels: jax.Array, used: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """(score - rating)^2 of the interactions, mean; negatives do not count."""
+  loss = jnp.where(used[:, 0], jnp.square(scores[:, 0] - labels), 0.0)
+  return loss.sum(), used[:, 0].sum()
+
+
+OBJECTIVES: dict[str, Objective] = {
+    'bce': binary_cross_entropy,
+    'bpr': bayesian_personalized_ranking,
+    'squared_error': squared_error,
+}

@@ -1,0 +1,1 @@
+"""Who takes part in a round, and in which block. Host side, cheap NumPy."""

@@ -1,0 +1,130 @@
+"""From cohorts to blocks: size classes, and the plan of a chunk of rounds."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Plan(NamedTuple):
+  """Who trains where, for a chunk of rounds.
+
+  The arrays have the leading axis [num_devices]; each device gets its own slice
+  without it.
+
+  Attributes:
+    local_index: A tuple, one for each size class: int32 [rounds, blocks, B],
+      clients by their index on this device; clients_per_device where the place
+      is empty.
+    num_blocks: int32 [rounds, classes]: blocks in use.
+  """
+  local_index: tuple[np.ndarray, ...]
+  num_blocks: np.ndarray
+
+
+def choose_capacities(
+    num_examples: np.ndarray, num_classes: int, batch_size: int
+) -> tuple[int, ...]:
+  """Chooses size classes that waste the least room.
+
+  Each client is padded to the capacity of the smallest class that holds it; the
+  capacities minimise the padded total over the population (exact dynamic
+  programme over the distinct sizes). A capacity above batch_size is a multiple
+  of it, because batches are whole slices.
+
+  Args:
+    num_examples: int [num_clients]: training interactions.
+    num_classes: Most classes to use.
+    batch_size: Interactions in a batch.
+
+  Returns:
+    Increasing capacities; the last holds every client. Cost: O(distinct sizes
+    ^ 2 * classes), with the sizes thinned to 512 candidates.
+  """
+  counts = np.asarray(num_examples)
+  counts = counts[counts > 0]
+  rounded = np.where(
+      counts > batch_size, -(-counts // batch_size) * batch_size, counts)
+  sizes, frequency = np.unique(rounded, return_counts=True)
+  if len(sizes) > 512:
+    kept = np.unique(np.linspace(0, len(sizes) - 1, 512).astype(int))
+    group = np.searchsorted(kept, np.arange(len(sizes)))
+    sizes, frequency = sizes[kept], np.bincount(group, frequency)
+  below = np.concatenate([[0], np.cumsum(frequency)])
+  # best[j]: least room for the clients of the first j sizes.
+  best = np.concatenate([[0.0], np.full(len(sizes), np.inf)])
+  choices = []
+  for _ in range(min(num_classes, len(sizes))):
+    # Room if sizes i..j-1 make one class: their clients times the largest.
+    room = best[:, None] + np.where(
+        np.arange(len(sizes) + 1)[:, None] < np.arange(len(sizes) + 1),
+        (below[None, :] - below[:, None])
+        * np.concatenate([[0], sizes])[None, :], np.inf)
+    choices.append(room.argmin(0))
+    best = np.minimum.reduce(room)
+    best[0] = 0.0
+  capacities, end = [], len(sizes)
+  for choice in reversed(choices):
+    if end == 0:
+      break
+    capacities.append(int(sizes[end - 1]))
+    end = choice[end]
+  return tuple(reversed(capacities))
+
+
+def make_planner(
+    num_examples: np.ndarray,
+    capacities: tuple[int, ...],
+    block_size: int,
+    num_devices: int,
+    max_cohort: int,
+    plan_rounds: int,
+) -> Callable[[Callable[[int], np.ndarray], int, int], Plan]:
+  """Builds plan(sample, first_round, num_rounds), of one static shape.
+
+  Args:
+    num_examples: int [num_clients]: training interactions.
+    capacities: The size classes, from `choose_capacities`.
+    block_size: Clients trained at once.
+    num_devices: Devices that share the population; client c is at home on
+      c % num_devices.
+    max_cohort: The largest cohort that a round can have.
+    plan_rounds: Rounds that a plan has room for.
+
+  Returns:
+    plan(sample, first_round, num_rounds) -> Plan of NumPy arrays with the
+    leading axis [num_devices], for the rounds first_round, ..., first_round +
+    num_rounds - 1; num_rounds is at most plan_rounds.
+  """
+  num_classes = len(capacities)
+  per_device = -(-len(num_examples) // num_devices)
+  class_of = np.searchsorted(capacities, num_examples).astype(np.int32)
+  trains = np.flatnonzero(num_examples)
+  # No round can have more of a class on a device than live there.
+  members = np.bincount(
+      (trains % num_devices) * num_classes + class_of[trains],
+      minlength=num_devices * num_classes).reshape(num_devices, -1).max(0)
+  blocks = np.maximum(-(-np.minimum(members, max_cohort) // block_size), 1)
+
+  def plan(sample, first_round, num_rounds):
+    local_index = tuple(
+        np.full((num_devices, plan_rounds, count, block_size), per_device,
+                np.int32) for count in blocks)
+    num_blocks = np.zeros((num_devices, plan_rounds, num_classes), np.int32)
+    for r in range(num_rounds):
+      cohort = sample(first_round + r)
+      # Alike clients share a block: it runs as long as its longest.
+      group = (cohort % num_devices) * num_classes + class_of[cohort]
+      order = np.lexsort((cohort, num_examples[cohort], group))
+      cohort, group = cohort[order], group[order]
+      sizes = np.bincount(group, minlength=num_devices * num_classes)
+      place = np.arange(len(cohort)) - (np.cumsum(sizes) - sizes)[group]
+      home, of_class = group // num_classes, group % num_classes
+      for index, array in enumerate(local_index):
+        mine = of_class == index
+        array[home[mine], r, place[mine] // block_size,
+              place[mine] % block_size] = cohort[mine] // num_devices
+      num_blocks[:, r] = -(-sizes.reshape(num_devices, -1) // block_size)
+    return Plan(local_index, num_blocks)
+
+  return plan

@@ -1,0 +1,150 @@
+"""Every client's data and personal parameters, at the client's home device.
+
+Client c lives on device c % num_devices, at the local index c // num_devices,
+and never moves. On each device the interactions are one flat array with offsets
+(CSR), so a long-tailed population costs no padding at rest. A client's items
+are sorted, which is what drawing negatives from the complement needs.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+class ClientData(NamedTuple):
+  """Interactions of all clients of one device (leading axis dropped there).
+
+  Attributes:
+    offsets: int32 [num_devices, clients_per_device + 1].
+    items: int32 [num_devices, interactions_per_device], sorted in a client.
+    labels: float32, same shape: the ratings.
+  """
+  offsets: jax.Array
+  items: jax.Array
+  labels: jax.Array
+
+
+class Client(NamedTuple):
+  """One client's training data, padded to its size class.
+
+  Attributes:
+    client_id: int32 []; num_clients for a padding client.
+    num_examples: int32 []; interactions, 0 for a padding client.
+    items: int32 [capacity], sorted; num_items after the client's own.
+    labels: float32 [capacity]; 0 after the client's own.
+  """
+  client_id: jax.Array
+  num_examples: jax.Array
+  items: jax.Array
+  labels: jax.Array
+
+
+def place_clients(
+    offsets: np.ndarray, items: np.ndarray, labels: np.ndarray,
+    num_devices: int = 1
+) -> ClientData:
+  """Lays the clients out by home device; arrays stay in host memory.
+
+  Args:
+    offsets: int64 [num_clients + 1].
+    items: int32 [num_interactions], distinct within a client, in any order.
+    labels: float32 [num_interactions].
+    num_devices: Devices that share the population.
+
+  Returns:
+    ClientData of NumPy arrays with the leading axis [num_devices].
+
+  Raises:
+    ValueError: If one device would hold 2^31 interactions or more.
+  """
+  num_clients = len(offsets) - 1
+  counts = np.diff(offsets)
+  clients = np.repeat(np.arange(num_clients, dtype=np.int32), counts)
+  per_device = -(-num_clients // num_devices)
+  local_counts = np.zeros((per_device, num_devices), np.int64)
+  local_counts.reshape(-1)[:num_clients] = counts
+  starts = np.zeros((num_devices, per_device + 1), np.int64)
+  np.cumsum(local_counts.T, axis=1, out=starts[:, 1:])
+  width = max(1, int(starts[:, -1].max()))
+  if width >= 2**31:
+    raise ValueError(
+        f'num_devices={num_devices}: a device would hold {width:,} '
+        'interactions, and offsets are 32 bits wide; use more devices.')
+  order = np.lexsort((items, clients))
+  placed = ClientData(
+      starts.astype(np.int32), np.zeros((num_devices, width), np.int32),
+      np.zeros((num_devices, width), np.float32))
+  home, local = clients % num_devices, clients // num_devices
+  # Sorting keeps a client's rows together, so a row's place within its client
+  # is its place in the sorted order.
+  within = np.arange(len(items)) - np.repeat(offsets[:-1], counts)
+  slot = starts[home, local] + within
+  placed.items[home, slot] = items[order]
+  placed.labels[home, slot] = labels[order]
+  return placed
+
+
+def gather_clients(
+    data: ClientData, local_index: jax.Array, client_id: jax.Array,
+    capacity: int, num_items: int
+) -> Client:
+  """Reads a block of clients from one device's data.
+
+  Args:
+    data: This device's data, without the leading device axis.
+    local_index: int32 [B]; an index past the end is a padding client.
+    client_id: int32 [B].
+    capacity: Interactions that the block's size class has room for.
+    num_items: The id that fills unused places.
+
+  Returns:
+    Clients with the leading axis [B].
+  """
+  start = data.offsets.at[local_index].get(mode='clip')
+  stop = data.offsets.at[local_index + 1].get(mode='clip')
+  count = stop - start  # A padding client starts and stops at the end.
+  column = jnp.arange(capacity, dtype=jnp.int32)[None, :]
+  mine = column < count[:, None]
+  place = start[:, None] + column
+  return Client(
+      client_id, count,
+      jnp.where(mine, data.items.at[place].get(mode='clip'), num_items),
+      jnp.where(mine, data.labels.at[place].get(mode='clip'), 0.0))
+
+
+def init_personal(
+    init, key: jax.Array, num_clients: int, num_devices: int
+) -> PyTree:
+  """Makes every client's personal parameters, each from its own key.
+
+  Args:
+    init: key -> one client's personal parameters.
+    key: Typed key; client c uses fold_in(key, c).
+    num_clients: Clients.
+    num_devices: Devices that share them.
+
+  Returns:
+    Leaves [num_devices, clients_per_device, ...].
+  """
+  per_device = -(-num_clients // num_devices)
+  ids = (jnp.arange(per_device)[None, :] * num_devices
+         + jnp.arange(num_devices)[:, None])
+  make = jax.vmap(jax.vmap(lambda i: init(jax.random.fold_in(key, i))))
+  return jax.jit(make)(ids)
+
+
+def by_client(leaf: np.ndarray | jax.Array, num_clients: int) -> Any:
+  """Undoes the placement: [num_devices, per_device, ...] -> [num_clients, ...]."""
+  return leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])[:num_clients]
+
+
+def by_home(leaf: np.ndarray, num_devices: int) -> np.ndarray:
+  """Undoes `by_client`; places without a client are zeros."""
+  per_device = -(-len(leaf) // num_devices)
+  missing = per_device * num_devices - len(leaf)
+  padded = np.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1))
+  return padded.reshape(per_device, num_devices, *leaf.shape[1:]).swapaxes(0, 1)

@@ -1,0 +1,169 @@
+"""From a config and training interactions to compiled rounds.
+
+This is the one place where the rooms meet: sampler, plan, placement, algorithm
+and compiled call. It needs JAX, Flax and Optax, no files and no flags, so that
+benchmarks use the same engine as `fedjaxrec train`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjaxrec import parallel, population, rounds
+from fedjaxrec.algorithms.registry import build_algorithm
+from fedjaxrec.config import Config
+from fedjaxrec.models.registry import build_recommender
+from fedjaxrec.participation.plan import choose_capacities, make_planner
+from fedjaxrec.participation.samplers import build_sampler
+from fedjaxrec.rounds import Algorithm, RoundMetrics
+from fedjaxrec.server import ServerState
+
+PyTree = Any
+
+# Clients trained at once: on a CPU the block's slots should fit its caches.
+_BLOCK_SIZE = {'cpu': 32}
+_ACCELERATOR_BLOCK_SIZE = 512
+_NUM_SIZE_CLASSES = 6
+_MAX_ROUNDS_PER_CALL = 50
+
+
+class State(NamedTuple):
+  """All that changes from round to round.
+
+  Attributes:
+    server: The same on every device.
+    personal: Leaves [num_devices, clients_per_device, ...], at home.
+  """
+  server: ServerState
+  personal: PyTree
+
+
+class Simulation(NamedTuple):
+  """A federated run, ready to go.
+
+  Attributes:
+    init: () -> State, from the config's seed.
+    run: (State, first_round, num_rounds) -> (State, RoundMetrics with leaves
+      [rounds_per_call]). first_round is the state's round_index, which the host
+      must not wait for the device to learn; num_rounds is at most
+      rounds_per_call. The state is donated: use the one returned. Returns before
+      the device is done.
+    restore: (ServerState, personal by client) -> State, of NumPy arrays.
+    personal_by_client: State -> leaves [num_clients, ...] of NumPy arrays.
+    rounds_per_call: Most rounds of one call.
+    algorithm: What clients and server do.
+    placement: The devices.
+    capacities: The size classes.
+    block_size: Clients trained at once.
+    max_cohort: The largest cohort that a round can have.
+    key: The key of the clients' draws.
+  """
+  init: Callable[[], State]
+  run: Callable[[State, int, int], tuple[State, RoundMetrics]]
+  restore: Callable[[ServerState, PyTree], State]
+  personal_by_client: Callable[[State], PyTree]
+  rounds_per_call: int
+  algorithm: Algorithm
+  placement: parallel.Placement
+  capacities: tuple[int, ...]
+  block_size: int
+  max_cohort: int
+  key: jax.Array
+
+
+def call_interval(config: Config) -> int:
+  """Rounds of one compiled call: no more than lie between two host stops."""
+  if config.engine.rounds_per_call:
+    return min(config.engine.rounds_per_call, config.rounds)
+  stops = [config.rounds, _MAX_ROUNDS_PER_CALL]
+  stops += [n for n in (config.evaluation.every, config.checkpoint.every) if n]
+  return min(stops)
+
+
+def make_simulation(
+    config: Config,
+    offsets: np.ndarray,
+    items: np.ndarray,
+    labels: np.ndarray,
+    num_items: int,
+    *,
+    transform_algorithm: Callable[[Algorithm], Algorithm] = lambda a: a,
+    devices: Sequence[jax.Device] | None = None,
+) -> Simulation:
+  """Builds a simulation; nothing compiles before its first call.
+
+  Args:
+    config: The whole config.
+    offsets: int64 [num_clients + 1]: client c has the interactions
+      offsets[c]:offsets[c + 1].
+    items: int32 [num_interactions], distinct within a client.
+    labels: float32 [num_interactions].
+    num_items: Items in the catalogue.
+    transform_algorithm: Changes the algorithm before it is compiled.
+    devices: Devices to choose from; None: all local ones.
+
+  Raises:
+    ValueError: If the cohort or the devices asked for are not there.
+  """
+  num_examples = np.diff(offsets)
+  num_clients = len(num_examples)
+  sampler, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
+  placement = parallel.choose_placement(config.parallel, devices)
+  num_devices = placement.num_devices
+  recommender = build_recommender(config.model, num_items)
+  algorithm = transform_algorithm(
+      build_algorithm(config, recommender, num_items))
+  block_size = config.engine.block_size or _BLOCK_SIZE.get(
+      placement.devices[0].platform, _ACCELERATOR_BLOCK_SIZE)
+  block_size = min(block_size, max_cohort)
+  capacities = choose_capacities(
+      num_examples, config.engine.num_size_classes or _NUM_SIZE_CLASSES,
+      config.client.batch_size)
+  rounds_per_call = call_interval(config)
+  plan = make_planner(
+      num_examples, capacities, block_size, num_devices, max_cohort,
+      rounds_per_call)
+  data = parallel.put_at_home(
+      population.place_clients(offsets, items, labels, num_devices), placement)
+  run_rounds = parallel.distribute(
+      rounds.make_run_rounds(rounds.make_round(
+          algorithm, capacities, num_clients, num_items, num_devices,
+          placement.axis_name)), placement)
+  server_key, personal_key, client_key = jax.random.split(
+      jax.random.key(config.seed), 3)
+  client_key_everywhere = parallel.put_everywhere(client_key, placement)
+
+  def init():
+    server = jax.jit(algorithm.init_server)(server_key)
+    personal = population.init_personal(
+        algorithm.init_personal, personal_key, num_clients, num_devices)
+    return State(
+        parallel.put_everywhere(server, placement),
+        parallel.put_at_home(personal, placement))
+
+  def run(state, first_round, num_rounds):
+    chunk = parallel.put_at_home(
+        plan(sampler, first_round, num_rounds), placement)
+    server, personal, metrics = run_rounds(
+        state.server, state.personal, data, chunk, jnp.int32(num_rounds),
+        client_key_everywhere)
+    return State(server, personal), metrics
+
+  def restore(server, personal):
+    return State(
+        parallel.put_everywhere(server, placement),
+        parallel.put_at_home(jax.tree.map(
+            lambda x: population.by_home(np.asarray(x), num_devices),
+            personal), placement))
+
+  def personal_by_client(state):
+    return jax.tree.map(
+        lambda x: population.by_client(np.asarray(x), num_clients),
+        state.personal)
+
+  return Simulation(
+      init, run, restore, personal_by_client, rounds_per_call, algorithm,
+      placement, capacities, block_size, max_cohort, client_key)
