@@ -109,10 +109,10 @@ def _run_datasets(values: flags.FlagValues, arguments: list[str]) -> int:
   if given.present and given.value != arguments[0]:
     raise UsageError(f'--data.source={given.value} and {arguments[0]} name two '
                      'data sets; give one.')
-  split = {'name': 'published'} if arguments[0] == 'ncf' else {}
+  split_name = 'published' if arguments[0] == 'ncf' else 'leave_one_out'
   config = read_config(values, config_lib.Config(
       data=config_lib.DataConfig(source=arguments[0]),
-      split=config_lib.SplitConfig(**split)))
+      split=config_lib.SplitConfig(name=split_name)))
   interactions = sources.load_interactions(
       config.data, config.synthetic, config.seed)
   facts = {

@@ -120,8 +120,8 @@ def config_fields(config_class: type = Config) -> Iterator[Field]:
     yield Field(field.name, '', tuple if is_int_tuple else field.type,
                 field.default, texts.get(field.name, ''))
   for section in sections:
-    for field in config_fields(section.type):  # type: ignore[arg-type]
-      yield field._replace(name=f'{section.name}.{field.name}',
+    for inner in config_fields(section.type):  # type: ignore[arg-type]
+      yield inner._replace(name=f'{section.name}.{inner.name}',
                            section=section.name)
 
 
@@ -211,15 +211,14 @@ def format_flags(
 
 
 def _format_flag(flag: flags.Flag, width: int, full: bool) -> str:
-  left = f'  --{flag.name}={flag.default_as_str.strip(chr(39))}'
-  if flag.boolean:
-    left = f'  --{flag.name}={str(flag.default).lower()}'
+  default = (flag.default_as_str or '').strip("'")
+  left = f'  --{flag.name}={default}'
   if full:
     indent = ' ' * 6
     return left + '\n' + textwrap.fill(
         flag.help, width, initial_indent=indent, subsequent_indent=indent)
   column = 38
-  text = re.sub(r' \([^)]* [^)]*\)', '', flag.help.split('. ')[0]).split('; ')[0]
-  text = text.rstrip('.')
+  sentence = re.sub(r' \([^)]* [^)]*\)', '', flag.help.split('. ')[0])
+  text = sentence.split('; ')[0].rstrip('.')
   return textwrap.fill(text, width, initial_indent=f'{left:<{column - 1}} ',
                        subsequent_indent=' ' * column)

@@ -1,0 +1,192 @@
+"""A config that cannot be meant is refused when it is made."""
+
+import dataclasses
+import json
+
+import pytest
+
+from fedjaxrec import config as config_lib
+from fedjaxrec.config import (
+  AlgorithmConfig,
+  CheckpointConfig,
+  ClientConfig,
+  CohortConfig,
+  Config,
+  DataConfig,
+  EngineConfig,
+  EvaluationConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  ParallelConfig,
+  ServerConfig,
+  SplitConfig,
+  SyntheticConfig,
+)
+
+NAN = float('nan')
+INF = float('inf')
+
+# Class, arguments, and the `name=value` that the message must hold.
+REFUSED = [
+  (DataConfig, {'source': 'movielens'}, "data.source='movielens'"),
+  (DataConfig, {'source': 'csv:'}, "data.source='csv:'"),
+  (DataConfig, {'min_rating': -1.0}, 'data.min_rating=-1.0'),
+  (DataConfig, {'min_rating': NAN}, 'data.min_rating=nan'),
+  (DataConfig, {'min_user_interactions': 0}, 'data.min_user_interactions=0'),
+  (DataConfig, {'min_item_interactions': 0}, 'data.min_item_interactions=0'),
+  (DataConfig, {'user_column': ''}, "data.user_column=''"),
+  (DataConfig, {'item_column': ''}, "data.item_column=''"),
+  (SyntheticConfig, {'num_users': 0}, 'synthetic.num_users=0'),
+  (SyntheticConfig, {'num_users': 10**8}, 'synthetic.num_users=100000000'),
+  (SyntheticConfig, {'num_items': 1}, 'synthetic.num_items=1'),
+  (SyntheticConfig, {'num_items': 10**7}, 'synthetic.num_items=10000000'),
+  (SyntheticConfig, {'mean_interactions': 0.0},
+   'synthetic.mean_interactions=0.0'),
+  (SyntheticConfig, {'mean_interactions': 501.0},
+   'synthetic.mean_interactions=501.0'),
+  (SyntheticConfig, {'activity_sigma': -1.0}, 'synthetic.activity_sigma=-1.0'),
+  (SyntheticConfig, {'popularity_exponent': INF},
+   'synthetic.popularity_exponent=inf'),
+  (SyntheticConfig, {'num_clusters': 0}, 'synthetic.num_clusters=0'),
+  (SyntheticConfig, {'latent_dim': 0}, 'synthetic.latent_dim=0'),
+  (SyntheticConfig, {'concentration': 1.5}, 'synthetic.concentration=1.5'),
+  (SplitConfig, {'name': 'random'}, "split.name='random'"),
+  (SplitConfig, {'validation_fraction': 0.0}, 'split.validation_fraction=0.0'),
+  (SplitConfig, {'test_fraction': 1.0}, 'split.test_fraction=1.0'),
+  (SplitConfig, {'fold_in_fraction': NAN}, 'split.fold_in_fraction=nan'),
+  (SplitConfig, {'validation_fraction': 0.5, 'test_fraction': 0.5},
+   'split.validation_fraction=0.5'),
+  (ModelConfig, {'name': 'svd'}, "model.name='svd'"),
+  (ModelConfig, {'dim': 0}, 'model.dim=0'),
+  (ModelConfig, {'init_scale': 0.0}, 'model.init_scale=0.0'),
+  (ModelConfig, {'hidden': ()}, 'model.hidden=()'),
+  (ModelConfig, {'hidden': (8, 0)}, 'model.hidden=(8, 0)'),
+  (AlgorithmConfig, {'name': 'fed'}, "algorithm.name='fed'"),
+  (ObjectiveConfig, {'name': 'mse'}, "objective.name='mse'"),
+  (ObjectiveConfig, {'l2': -0.1}, 'objective.l2=-0.1'),
+  (ObjectiveConfig, {'num_negatives': -1}, 'objective.num_negatives=-1'),
+  (ObjectiveConfig, {'num_negatives': 0}, 'objective.num_negatives=0'),
+  (ClientConfig, {'optimizer': 'lion'}, "client.optimizer='lion'"),
+  (ClientConfig, {'schedule': 'step'}, "client.schedule='step'"),
+  (ClientConfig, {'learning_rate': 0.0}, 'client.learning_rate=0.0'),
+  (ClientConfig, {'learning_rate': INF}, 'client.learning_rate=inf'),
+  (ClientConfig, {'item_learning_rate': -1.0},
+   'client.item_learning_rate=-1.0'),
+  (ClientConfig, {'epochs': 0}, 'client.epochs=0'),
+  (ClientConfig, {'steps': -1}, 'client.steps=-1'),
+  (ClientConfig, {'batch_size': 0}, 'client.batch_size=0'),
+  (ClientConfig, {'proximal_mu': -1.0}, 'client.proximal_mu=-1.0'),
+  (ClientConfig, {'final_fraction': 0.0}, 'client.final_fraction=0.0'),
+  (ClientConfig, {'momentum': 1.0}, 'client.momentum=1.0'),
+  (ServerConfig, {'optimizer': 'lion'}, "server.optimizer='lion'"),
+  (ServerConfig, {'row_normalization': 'max'},
+   "server.row_normalization='max'"),
+  (ServerConfig, {'schedule': 'step'}, "server.schedule='step'"),
+  (ServerConfig, {'learning_rate': 0.0}, 'server.learning_rate=0.0'),
+  (ServerConfig, {'eps': 0.0}, 'server.eps=0.0'),
+  (ServerConfig, {'final_fraction': 0.0}, 'server.final_fraction=0.0'),
+  (ServerConfig, {'momentum': -0.1}, 'server.momentum=-0.1'),
+  (ServerConfig, {'b1': 1.0}, 'server.b1=1.0'),
+  (ServerConfig, {'b2': NAN}, 'server.b2=nan'),
+  (CohortConfig, {'size': -1}, 'cohort.size=-1'),
+  (CohortConfig, {'cap': -1}, 'cohort.cap=-1'),
+  (CohortConfig, {'cap': 50}, 'cohort.cap=50'),
+  (CohortConfig, {'sampler': 'all'}, "cohort.sampler='all'"),
+  (CohortConfig, {'weighting': 'size'}, "cohort.weighting='size'"),
+  (CohortConfig, {'sampler': 'weighted'}, "cohort.sampler='weighted'"),
+  (CohortConfig, {'weights_path': 'w.npy'}, "cohort.weights_path='w.npy'"),
+  (EngineConfig, {'block_size': -1}, 'engine.block_size=-1'),
+  (EngineConfig, {'num_size_classes': -1}, 'engine.num_size_classes=-1'),
+  (EngineConfig, {'rounds_per_call': -1}, 'engine.rounds_per_call=-1'),
+  (ParallelConfig, {'mode': 'jit'}, "parallel.mode='jit'"),
+  (ParallelConfig, {'num_devices': -1}, 'parallel.num_devices=-1'),
+  (EvaluationConfig, {'protocol': 'sampled'}, "evaluation.protocol='sampled'"),
+  (EvaluationConfig, {'selection': 'first'}, "evaluation.selection='first'"),
+  (EvaluationConfig, {'ks': ()}, 'evaluation.ks=()'),
+  (EvaluationConfig, {'ks': (0, 10)}, 'evaluation.ks=(0, 10)'),
+  (EvaluationConfig, {'ks': (10, 10)}, 'evaluation.ks=(10, 10)'),
+  (EvaluationConfig, {'every': -1}, 'evaluation.every=-1'),
+  (EvaluationConfig, {'batch_size': 0}, 'evaluation.batch_size=0'),
+  (EvaluationConfig, {'bootstrap_samples': 99},
+   'evaluation.bootstrap_samples=99'),
+  (EvaluationConfig, {'num_groups': 0}, 'evaluation.num_groups=0'),
+  (EvaluationConfig, {'local_only_epochs': -1},
+   'evaluation.local_only_epochs=-1'),
+  (EvaluationConfig, {'fold_in_epochs': 0}, 'evaluation.fold_in_epochs=0'),
+  (CheckpointConfig, {'every': -1}, 'checkpoint.every=-1'),
+  (CheckpointConfig, {'keep': 0}, 'checkpoint.keep=0'),
+  (Config, {'rounds': 0}, 'rounds=0'),
+  (Config, {'seed': -1}, 'seed=-1'),
+  (Config, {'seed': 2**31}, 'seed=2147483648'),
+  (Config, {'data': DataConfig(source='ncf')}, 'data.source=ncf'),
+  (Config, {'split': SplitConfig(name='published')}, 'split.name=published'),
+]
+
+
+@pytest.mark.parametrize(('cls', 'arguments', 'message'), REFUSED)
+def test_a_value_that_cannot_be_meant_is_refused(cls, arguments, message):
+  with pytest.raises(ValueError) as error:
+    cls(**arguments)
+  assert message in str(error.value)
+  assert str(error.value).endswith('.')
+
+
+def test_every_number_and_every_choice_has_a_refusal():
+  """A new field without validation, or without its row above, shows here."""
+  free = {  # Any value is meant.
+    'data.path', 'data.cache_dir', 'data.rating_column',
+    'data.timestamp_column', 'server.lazy_rows', 'evaluation.local_only',
+  }
+  refused = {field for _, arguments, _ in REFUSED for field in arguments}
+  for section in dataclasses.fields(Config):
+    if not dataclasses.is_dataclass(section.type):
+      assert section.name in refused
+      continue
+    tested = {field for cls, arguments, _ in REFUSED if cls is section.type
+              for field in arguments}
+    for field in dataclasses.fields(section.type):
+      name = f'{section.name}.{field.name}'
+      assert name in free or field.name in tested, name
+
+
+def test_choices_in_help_are_the_choices_accepted():
+  for cls, field, choices in [
+      (SplitConfig, 'name', config_lib.SPLITS),
+      (ModelConfig, 'name', config_lib.MODELS),
+      (AlgorithmConfig, 'name', config_lib.ALGORITHMS),
+      (ObjectiveConfig, 'name', config_lib.OBJECTIVES),
+      (ClientConfig, 'optimizer', config_lib.OPTIMIZERS),
+      (ServerConfig, 'optimizer', config_lib.OPTIMIZERS),
+      (ServerConfig, 'row_normalization', config_lib.ROW_NORMALIZATIONS),
+      (ParallelConfig, 'mode', config_lib.PARALLEL_MODES),
+      (EvaluationConfig, 'protocol', config_lib.PROTOCOLS),
+      (EvaluationConfig, 'selection', config_lib.SELECTIONS),
+  ]:
+    for choice in choices:
+      assert choice in (cls.__doc__ or ''), (cls, choice)
+      if choice != 'published':
+        assert getattr(cls(**{field: choice}), field) == choice
+
+
+def test_a_config_survives_json():
+  config = Config(
+      rounds=3, model=ModelConfig(hidden=(8, 4), dim=5),
+      cohort=CohortConfig(sampler='weighted', weights_path='w.npy'),
+      data=DataConfig(source='csv:a.csv'))
+  text = json.dumps(config_lib.to_dict(config))
+  assert config_lib.from_dict(json.loads(text)) == config
+
+
+def test_a_missing_field_takes_its_default_and_an_unknown_one_is_named():
+  assert config_lib.from_dict({'rounds': 3}) == Config(rounds=3)
+  with pytest.raises(ValueError, match="no field 'round'"):
+    config_lib.from_dict({'round': 3})
+  with pytest.raises(ValueError, match="ModelConfig has no field 'dims'"):
+    config_lib.from_dict({'model': {'dims': 3}})
+  with pytest.raises(ValueError, match='model.dim=0'):
+    config_lib.from_dict({'model': {'dim': 0}})
+
+
+def test_a_config_cannot_be_changed():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    Config().rounds = 3  # type: ignore[misc]
