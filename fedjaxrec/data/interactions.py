@@ -359,6 +359,8 @@ def _clean_timestamps(timestamps, num_rows: int, source: str) -> np.ndarray:
   timestamps = np.asarray(timestamps)
   _same_length('timestamp', timestamps, num_rows, source)
   missing = 'must not be missing; drop the row or fill it in'
+  if timestamps.dtype.kind in 'SU':
+    timestamps = _parse_times(timestamps, source)
   if timestamps.dtype.kind == 'M':
     _refuse(np.isnat(timestamps), timestamps, source, 'timestamp', missing)
     timestamps = timestamps.astype('datetime64[s]').astype(np.int64)
@@ -370,11 +372,25 @@ def _clean_timestamps(timestamps, num_rows: int, source: str) -> np.ndarray:
   elif timestamps.dtype.kind not in 'iu':
     raise ValueError(
         f'{source}: timestamps are of type {timestamps.dtype}; give seconds '
-        'since 1970 or datetime64.')
+        'since 1970, datetime64, or text as 2001-02-03 04:05:06.')
   timestamps = timestamps.astype(np.int64, copy=False)
   _refuse(timestamps < 0, timestamps, source, 'timestamp',
           'must not be negative (seconds since 1970)')
   return timestamps
+
+
+def _parse_times(text: np.ndarray, source: str) -> np.ndarray:
+  """Reads text that is seconds since 1970, or dates and times (ISO 8601)."""
+  if text.dtype.kind == 'S':
+    text = np.char.decode(text, 'utf-8')
+  try:
+    if np.char.isdecimal(text).all():
+      return text.astype(np.int64)
+    return text.astype('datetime64[s]')
+  except ValueError as error:
+    raise ValueError(
+        f'{source}: the timestamps are not all times ({error}); give seconds '
+        'since 1970, or text as 2001-02-03 04:05:06.') from error
 
 
 def _row_order(

@@ -6,8 +6,8 @@ A new source is one file with a loader and one line in `_LOADERS`.
 from collections.abc import Callable
 
 from fedjaxrec import config as config_lib
+from fedjaxrec.data import fetch, movielens, splits
 from fedjaxrec.data import interactions as interactions_lib
-from fedjaxrec.data import movielens, splits
 
 Interactions = interactions_lib.Interactions
 
@@ -43,6 +43,9 @@ def load_split(config: config_lib.Config) -> splits.Split:
 
 def _load_movielens(config, synthetic, seed) -> Interactions:
   del synthetic, seed
+  if not config.path:
+    return fetch.load_published(config.source, config.cache_dir)
+  fetch.licence_notice(config.source)
   return movielens.load_path(config.source, config.path)
 
 

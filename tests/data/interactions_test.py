@@ -133,7 +133,7 @@ class FromColumnsTest(parameterized.TestCase):
       ('not a time', dict(timestamps=np.array(['2020', 'NaT'], 'M8[s]')),
        'timestamp=NaT in row 1 '),
       ('nan time', dict(timestamps=[np.nan, 1.]), 'timestamp=nan in row 0 '),
-      ('text time', dict(timestamps=['a', 'b']), 'give seconds'),
+      ('text time', dict(timestamps=['a', 'b']), 'not all times'),
       ('length', dict(ratings=[1.0]), 'equal length'))
   def test_a_bad_value_is_refused_with_its_row(self, columns, message):
     with self.assertRaisesRegex(ValueError, f'f.csv.*{message}'):
