@@ -102,7 +102,7 @@ def _run_datasets(values: flags.FlagValues, arguments: list[str]) -> int:
   from fedjaxrec.data import sources
   if not arguments:
     _refuse_idle_flags(values)
-    print(sources.describe_sources(values['data.cache_dir'].value))
+    print(_sources_table(values['data.cache_dir'].value))
     return 0
   _refuse_arguments(arguments[1:])
   given = values['data.source']
@@ -124,6 +124,33 @@ def _run_datasets(values: flags.FlagValues, arguments: list[str]) -> int:
   }
   print(json.dumps(facts, indent=2))
   return 0
+
+
+def _sources_table(cache_dir: str) -> str:
+  from fedjaxrec.data import cache, movielens
+  folder = cache.cache_folder(cache_dir)
+  rows = [('name', 'users', 'items', 'interactions', 'licence', 'cached')]
+  for name in config_lib.SOURCES:
+    edition = movielens.EDITIONS.get(name)
+    if edition is not None:
+      is_cached = cache.file_of(folder, name).exists()
+      rows.append((
+          name, f'{edition.num_users:,}', f'{edition.num_items:,}',
+          f'{edition.num_interactions:,}', 'research only',
+          'yes' if is_cached else 'no'))
+  rows += [
+    ('ncf', *3 * ('-',), 'see the files', 'needs --data.path'),
+    ('synthetic', *3 * ('any',), 'none: made up', '-'),
+    ('csv:FILE', *3 * ('-',), 'see the file', '-'),
+    ('parquet:FILE', *3 * ('-',), 'see the file', '-'),
+    ('tfds:NAME', *3 * ('-',), 'see the set', 'on first use'),
+  ]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  lines = ['  '.join(
+      f'{cell:>{width}}' if 1 <= index <= 3 else f'{cell:<{width}}'
+      for index, (cell, width) in enumerate(zip(row, widths))).rstrip()
+           for row in rows]
+  return '\n'.join([*lines, '', f'Cache: {folder}'])
 
 
 def _run_version(values: flags.FlagValues, arguments: list[str]) -> int:
