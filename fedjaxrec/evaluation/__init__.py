@@ -1,0 +1,1 @@
+"""What the recommendations are worth: ranking, metrics, groups, controls."""
