@@ -1,0 +1,86 @@
+"""Activity groups by hand and by law."""
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from fedjaxrec.evaluation import groups, metrics
+
+
+def make_ranks(users, rank):
+  users = np.asarray(users, np.int32)
+  return metrics.Ranks(users, np.asarray(rank, np.int32),
+                       np.full(users.size, 99, np.int32))
+
+
+class TestGroups:
+
+  def test_labels_by_hand(self):
+    result = groups.activity_groups(
+        np.array([1, 1, 20, 35, 35, 1200]), 3)
+    assert result.labels == [
+        '1 interaction', '20-35 interactions', '1,200 interactions']
+    np.testing.assert_array_equal(result.index, [0, 0, 1, 1, 1, 2])
+
+  def test_users_who_never_interacted_are_a_group_too(self):
+    assert groups.activity_groups(np.array([0, 0]), 5).labels == [
+        '0 interactions']
+
+  @hypothesis.given(
+      st.lists(st.integers(0, 40), min_size=1, max_size=60), st.integers(1, 8))
+  def test_groups_are_intervals_and_none_is_empty(self, counts, num_groups):
+    counts = np.array(counts)
+    labels, index = groups.activity_groups(counts, num_groups)
+    assert set(index) == set(range(len(labels)))
+    assert len(labels) <= num_groups
+    order = np.argsort(counts, kind='stable')
+    assert (np.diff(index[order]) >= 0).all()
+    for count in counts:
+      assert len(set(index[counts == count])) == 1
+
+  def test_distinct_counts_give_groups_of_equal_size(self):
+    index = groups.activity_groups(np.arange(50), 5).index
+    np.testing.assert_array_equal(np.bincount(index), [10] * 5)
+
+
+class TestGroupMetrics:
+
+  def test_means_by_hand(self):
+    # Users 1, 2, 4 and 6 of 8 are evaluated; 1 and 4 are the active ones.
+    counts = np.array([9, 30, 5, 9, 31, 9, 6, 9])
+    ours = make_ranks([1, 2, 4, 6], [0, 50, 2, 50])
+    other = make_ranks([1, 2, 4, 6], [50, 50, 50, 0])
+    low, high = groups.group_metrics(
+        {'personalised': ours, 'popularity': other}, counts, (10,),
+        num_groups=2, bootstrap_samples=100, seed=0)
+    assert low['label'] == '5-6 interactions' and low['num_users'] == 2
+    assert high['label'] == '30-31 interactions'
+    assert low['personalised']['hit_rate@10'] == 0
+    assert low['popularity']['hit_rate@10'] == 0.5
+    assert high['personalised']['ndcg@10'] == 0.75
+    assert high['personalised']['ci95']['hit_rate@10'] == [1, 1]
+
+  def test_different_users_are_refused(self):
+    with pytest.raises(ValueError, match="'b'.*'a'"):
+      groups.group_metrics(
+          {'a': make_ranks([0], [0]), 'b': make_ranks([1], [0])},
+          np.ones(2), (10,), num_groups=2, bootstrap_samples=100, seed=0)
+
+
+class TestWorstDecile:
+
+  def test_by_hand(self):
+    values = np.random.default_rng(0).permutation(np.arange(11.0))
+    assert groups.worst_decile({'mrr': values}) == {'mrr': 0.5}
+    assert groups.worst_decile({'mrr': np.array([0.3])}) == {'mrr': 0.3}
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda: groups.activity_groups(np.ones(3), 0), 'evaluation.num_groups=0'),
+    (lambda: groups.activity_groups(np.empty(0), 2), 'no user'),
+    (lambda: groups.worst_decile({'a': np.empty(0)}), '0 users'),
+])
+def test_nothing_to_group_is_refused(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
