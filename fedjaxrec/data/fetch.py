@@ -9,6 +9,7 @@ and, where it is known, the content fingerprint, before it is used or cached.
 
 import functools
 import hashlib
+import http.client
 import os
 import pathlib
 import shutil
@@ -21,7 +22,7 @@ from collections.abc import Callable
 
 from absl import logging
 
-from fedjaxrec.data import cache, movielens
+from fedjaxrec.data import cache, licences, movielens
 from fedjaxrec.data import interactions as interactions_lib
 from fedjaxrec.data import tfds as tfds_lib
 
@@ -37,24 +38,6 @@ WHEEL_SHA256 = (
     '9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407')
 WHEEL_FILE = 'ml-100k.inter'
 WHEEL_TIMEOUT_S = 120.0
-
-LICENCE = """\
-{source} is published by GroupLens, University of Minnesota, for research:
-  - acknowledge its use in publications:
-    F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets:
-    History and Context. ACM Transactions on Interactive Intelligent Systems
-    (TiiS) 5, 4, Article 19. https://doi.org/10.1145/2827872
-  - do not redistribute it without separate permission;
-  - do not use it for commercial or revenue-bearing purposes without
-    permission, and do not imply GroupLens' endorsement.
-Full terms: https://grouplens.org/datasets/movielens/ (README of the set).
-"""
-
-
-@functools.cache
-def licence_notice(source: str) -> None:
-  """Prints the publisher's terms and the citation, once a process."""
-  print(LICENCE.format(source=source), file=sys.stderr, flush=True)
 
 
 def load_published(source: str, cache_dir: str = '') -> Interactions:
@@ -91,7 +74,7 @@ def load_published(source: str, cache_dir: str = '') -> Interactions:
       logging.info('%s is not to be had from %s', source, reason)
       failures.append(reason)
       continue
-    licence_notice(source)
+    licences.licence_notice(source)
     logging.info('%s: fetched from %s', source, place)
     cache.save_or_warn(stored, result)
     return result
@@ -170,7 +153,7 @@ def _download(url: str, target: str) -> tuple[int, str]:
             size += len(chunk)
             file.write(chunk)
       return size, digest.hexdigest()
-    except OSError:
+    except (OSError, http.client.HTTPException):
       if attempt == TRIES:
         raise
       time.sleep(1)

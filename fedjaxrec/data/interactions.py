@@ -102,7 +102,7 @@ class Interactions:
           f'mask is {mask.dtype}{list(mask.shape)}; it must be '
           f'bool[{self.num_interactions}], one entry an interaction.')
     kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
-    return _trusted(
+    return Interactions.unchecked(
         kept[self.offsets], self.items[mask], self.ratings[mask],
         self.timestamps[mask], self.user_ids, self.item_ids,
         self.has_timestamps)
@@ -132,6 +132,23 @@ class Interactions:
                          (self.timestamps[order], '<i8')):
       digest.update(np.ascontiguousarray(array, dtype=dtype).data)
     return digest.hexdigest()
+
+  @classmethod
+  def unchecked(
+      cls, offsets, items, ratings, timestamps, user_ids, item_ids,
+      has_timestamps: bool = True) -> 'Interactions':
+    """Makes one from arrays of the right types that keep the rules.
+
+    For code that keeps them by construction: it saves the check's sort.
+    """
+    result = object.__new__(cls)
+    for field, array in (
+        ('offsets', offsets), ('items', items), ('ratings', ratings),
+        ('timestamps', timestamps), ('user_ids', user_ids),
+        ('item_ids', item_ids)):
+      object.__setattr__(result, field, _read_only(array))
+    object.__setattr__(result, 'has_timestamps', bool(has_timestamps))
+    return result
 
   @classmethod
   def from_columns(
@@ -218,7 +235,7 @@ class Interactions:
       values, times = values[keep], times[keep]
     offsets = np.zeros(len(user_ids) + 1, np.int64)
     np.cumsum(np.bincount(users, minlength=len(user_ids)), out=offsets[1:])
-    return _trusted(
+    return Interactions.unchecked(
         offsets, items.astype(np.int32, copy=False), values, times,
         np.asarray(user_ids), np.asarray(item_ids), has_timestamps)
 
@@ -268,7 +285,7 @@ def filter_interactions(
     return interactions
   kept = interactions.take(keep)
   renumbered = np.cumsum(has_item, dtype=np.int32) - 1
-  return _trusted(
+  return Interactions.unchecked(
       np.concatenate([[0], np.cumsum(kept.counts[has_user])]),
       renumbered[kept.items], kept.ratings, kept.timestamps,
       kept.user_ids[has_user], kept.item_ids[has_item], kept.has_timestamps)
@@ -450,20 +467,6 @@ def _id_bytes(ids: np.ndarray) -> bytes:
   lengths = np.array([len(s) for s in strings], '<i8')
   return (f'{len(ids)} strings\n'.encode() + lengths.tobytes()
           + b''.join(strings))
-
-
-def _trusted(
-    offsets, items, ratings, timestamps, user_ids, item_ids, has_timestamps
-) -> Interactions:
-  """Makes Interactions from arrays that keep the rules, without checking."""
-  result = object.__new__(Interactions)
-  for field, array in (
-      ('offsets', offsets), ('items', items), ('ratings', ratings),
-      ('timestamps', timestamps), ('user_ids', user_ids),
-      ('item_ids', item_ids)):
-    object.__setattr__(result, field, _read_only(array))
-  object.__setattr__(result, 'has_timestamps', bool(has_timestamps))
-  return result
 
 
 def _check(data: Interactions) -> None:

@@ -1,21 +1,24 @@
 """The table of sources, and the two functions that load from it.
 
-A new source is one file with a loader and one line in `_LOADERS`.
+A new source is one file with a loader and one line in `_LOADERS` (a name, or a
+prefix that ends in a colon); `config.SOURCES` names it for the flags.
 """
 
 from collections.abc import Callable
 
 from fedjaxrec import config as config_lib
-from fedjaxrec.data import fetch, movielens, splits
+from fedjaxrec.data import fetch, licences, movielens, ncf, splits
 from fedjaxrec.data import interactions as interactions_lib
+from fedjaxrec.data import synthetic as synthetic_lib
+from fedjaxrec.data import tfds as tfds_lib
 
 Interactions = interactions_lib.Interactions
 
 
 def load_interactions(
     config: config_lib.DataConfig,
-    synthetic: config_lib.SyntheticConfig,
-    seed: int,
+    synthetic: config_lib.SyntheticConfig | None = None,
+    seed: int = 0,
 ) -> Interactions:
   """Loads a source's interactions and applies the config's filters.
 
@@ -25,34 +28,95 @@ def load_interactions(
     seed: Seed of the made-up population.
 
   Raises:
-    FileNotFoundError: If a file is not there.
+    FileNotFoundError: If a file is not there, or a data set is to be had from
+      no place.
     ValueError: If a file or its content cannot be used.
   """
-  loader = _find_loader(config.source)
-  interactions = loader(config, synthetic, seed)
+  if config.source == 'synthetic':
+    interactions = synthetic_lib.load(
+        synthetic or config_lib.SyntheticConfig(), seed)
+  else:
+    interactions = _find_loader(config.source)(config)
   return interactions_lib.filter_interactions(
       interactions, config.min_rating, config.min_user_interactions,
       config.min_item_interactions)
 
 
 def load_split(config: config_lib.Config) -> splits.Split:
-  """Loads, filters and splits what a run's config asks for."""
+  """Loads, filters and splits what a run's config asks for.
+
+  Raises:
+    FileNotFoundError: See `load_interactions`.
+    ValueError: See `load_interactions` and `splits.make_split`.
+  """
+  if config.data.source == 'ncf':
+    _refuse_filters(config.data)
+    return ncf.load(config.data.path)
   interactions = load_interactions(config.data, config.synthetic, config.seed)
   return splits.make_split(interactions, config.split)
 
 
-def _load_movielens(config, synthetic, seed) -> Interactions:
-  del synthetic, seed
+def _load_movielens(config: config_lib.DataConfig) -> Interactions:
   if not config.path:
     return fetch.load_published(config.source, config.cache_dir)
-  fetch.licence_notice(config.source)
-  return movielens.load_path(config.source, config.path)
+  result = movielens.load_path(config.source, config.path)
+  licences.licence_notice(config.source)
+  return result
 
 
-_LOADERS: dict[str, Callable[..., Interactions]] = {
+def _load_table(config: config_lib.DataConfig) -> Interactions:
+  # pyarrow takes a tenth of a second to import, and a cached run needs none.
+  from fedjaxrec.data import tabular  # pylint: disable=g-import-not-at-top
+  kind, _, path = config.source.partition(':')
+  return tabular.load(
+      kind, path, config.user_column, config.item_column, config.rating_column,
+      config.timestamp_column)
+
+
+def _load_tfds(config: config_lib.DataConfig) -> Interactions:
+  defaults = config_lib.DataConfig()
+  columns = []
+  for role, usual in zip(('user', 'item', 'rating', 'timestamp'),
+                         tfds_lib.COLUMNS):
+    named = getattr(config, f'{role}_column')
+    is_default = named == getattr(defaults, f'{role}_column')
+    columns.append(usual if is_default else (named,) if named else ())
+  return tfds_lib.load(
+      config.source.removeprefix('tfds:'), config.path, config.cache_dir,
+      tuple(columns))
+
+
+def _load_ncf(config: config_lib.DataConfig) -> Interactions:
+  raise ValueError(
+      f'data.source={config.source} is a split, not plain interactions; load '
+      'it with load_split and split.name=published.')
+
+
+_LOADERS: dict[str, Callable[[config_lib.DataConfig], Interactions]] = {
     **{source: _load_movielens for source in movielens.EDITIONS},
+    'ncf': _load_ncf,
+    'csv:': _load_table,
+    'parquet:': _load_table,
+    'tfds:': _load_tfds,
 }
 
 
-def _find_loader(source: str) -> Callable[..., Interactions]:
-  return _LOADERS[source]
+def _find_loader(
+    source: str) -> Callable[[config_lib.DataConfig], Interactions]:
+  for name, loader in _LOADERS.items():
+    if source == name or (name.endswith(':') and source.startswith(name)):
+      return loader
+  raise ValueError(
+      f'data.source={source!r} has no loader; choose one of '
+      f'{", ".join([*_LOADERS, "synthetic"])}.')
+
+
+def _refuse_filters(config: config_lib.DataConfig) -> None:
+  """The published split is what it is: filtering would make it another."""
+  defaults = config_lib.DataConfig()
+  for field in ('min_rating', 'min_user_interactions', 'min_item_interactions'):
+    if getattr(config, field) != getattr(defaults, field):
+      raise ValueError(
+          f'data.{field}={getattr(config, field)} with data.source=ncf: the '
+          'published split is used as it is; leave the filters at their '
+          'defaults.')

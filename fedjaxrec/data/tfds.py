@@ -29,6 +29,9 @@ from fedjaxrec.data import interactions as interactions_lib
 Interactions = interactions_lib.Interactions
 
 PREPARE_TIMEOUT_S = 300.0
+# Names of the fields with user, item, rating and time, the likeliest first.
+COLUMNS = (('user_id',), ('movie_id', 'item_id'), ('user_rating', 'rating'),
+           ('timestamp',))
 _READ_NEEDS = ('tensorflow_datasets', 'array_record')
 _PREPARE_NEEDS = (*_READ_NEEDS, 'importlib_resources', 'tensorflow')
 # Official builders are not registered before their module is imported.
@@ -46,9 +49,7 @@ tfds.builder(
 def from_tfds(
     source: Any,
     num_examples: int | None = None,
-    columns: Sequence[Sequence[str]] = (
-        ('user_id',), ('movie_id', 'item_id'), ('user_rating', 'rating'),
-        ('timestamp',)),
+    columns: Sequence[Sequence[str]] = COLUMNS,
     name: str = 'tfds',
 ) -> Interactions:
   """Reads rows that are dicts, as TFDS data sources have them, into columns.
@@ -64,7 +65,7 @@ def from_tfds(
     num_examples: Rows that there must be; None: as many as there are, or, for a
       builder, as its info says.
     columns: Names of the fields with user, item, rating and timestamp: the
-      first that a row has is used. No name for rating: every rating is 1; none
+      first that a row has is used. No names for rating: every rating is 1; none
       for timestamp: the order of the rows.
     name: For error messages.
 
@@ -95,18 +96,18 @@ def from_tfds(
     for field, column in zip(fields, values):
       if field:
         column.append(row[field])
-  users, items, ratings, timestamps = (
-      np.array(column) if field else None
-      for field, column in zip(fields, values))
+  users, items, ratings, timestamps = map(np.array, values)
   return Interactions.from_columns(
-      _plain_ids(users), _plain_ids(items), ratings, timestamps, source=name)
+      _plain_ids(users), _plain_ids(items),
+      ratings if fields[2] else None, timestamps if fields[3] else None,
+      source=name)
 
 
 def load(
     name: str,
     path: str = '',
     cache_dir: str = '',
-    columns: Sequence[Sequence[str]] | None = None,
+    columns: Sequence[Sequence[str]] = COLUMNS,
 ) -> Interactions:
   """Loads `tfds:NAME`: from the columns cached earlier, or through TFDS.
 
@@ -131,7 +132,7 @@ def load(
           'dataset_info.json there or in a folder with its name and version); '
           "give the folder that TFDS's builder.data_dir names.")
     key = f'{key}-{find_prepared(root, name)}'
-  if columns:
+  if columns != COLUMNS:
     key = f'{key}-{columns}'
   folder = cache.cache_folder(cache_dir)
   stored = cache.file_of(folder, cache.short_name(key))
@@ -154,7 +155,7 @@ def load_prepared(
     data_dir: pathlib.Path,
     probe_url: str = '',
     timeout_s: float = 10.0,
-    columns: Sequence[Sequence[str]] | None = None,
+    columns: Sequence[Sequence[str]] = COLUMNS,
 ) -> Interactions:
   """Reads a set of TFDS's catalogue; prepares it first, if it must and can.
 
@@ -215,7 +216,7 @@ def find_prepared(root: pathlib.Path, name: str) -> pathlib.Path | None:
 
 def read_prepared(
     folder: pathlib.Path | None,
-    columns: Sequence[Sequence[str]] | None = None,
+    columns: Sequence[Sequence[str]] = COLUMNS,
 ) -> Interactions:
   """Reads a prepared data set; needs no TensorFlow and no builder class."""
   _require(_READ_NEEDS, 'read')
@@ -229,8 +230,7 @@ def read_prepared(
         "only array_record can be read: prepare it again with "
         "file_format='array_record'.")
   logging.info('Reading %s; this happens once.', folder)
-  options = {'columns': columns} if columns else {}
-  return from_tfds(builder, name=str(folder), **options)
+  return from_tfds(builder, columns=columns, name=str(folder))
 
 
 def _find_field(candidates: Sequence[str], row: dict, name: str) -> str:
