@@ -12,7 +12,7 @@ from fedjaxrec.evaluation.metrics import Ranks
 class Groups(NamedTuple):
   """Users by activity, the least active first."""
   labels: list[str]  # For example '20-35 interactions'.
-  index: np.ndarray  # int64 [num users]: the user's group.
+  group_of: np.ndarray  # int64 [num users].
 
 
 def activity_groups(counts: np.ndarray, num_groups: int) -> Groups:
@@ -87,7 +87,7 @@ def group_metrics(
               for name, r in ranks.items()}
   result = []
   for group, label in enumerate(groups.labels):
-    members = groups.index == group
+    members = groups.group_of == group
     entry: dict[str, Any] = {'label': label, 'num_users': int(members.sum())}
     for name, values in per_user.items():
       entry[name] = metrics_lib.summarise(

@@ -21,7 +21,7 @@ class TestGroups:
         np.array([1, 1, 20, 35, 35, 1200]), 3)
     assert result.labels == [
         '1 interaction', '20-35 interactions', '1,200 interactions']
-    np.testing.assert_array_equal(result.index, [0, 0, 1, 1, 1, 2])
+    np.testing.assert_array_equal(result.group_of, [0, 0, 1, 1, 1, 2])
 
   def test_users_who_never_interacted_are_a_group_too(self):
     assert groups.activity_groups(np.array([0, 0]), 5).labels == [
@@ -40,7 +40,7 @@ class TestGroups:
       assert len(set(index[counts == count])) == 1
 
   def test_distinct_counts_give_groups_of_equal_size(self):
-    index = groups.activity_groups(np.arange(50), 5).index
+    index = groups.activity_groups(np.arange(50), 5).group_of
     np.testing.assert_array_equal(np.bincount(index), [10] * 5)
 
 
