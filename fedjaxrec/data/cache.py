@@ -13,7 +13,6 @@ import hashlib
 import os
 import pathlib
 import tempfile
-import zipfile
 
 import numpy as np
 from absl import logging
@@ -91,25 +90,29 @@ def load(path: pathlib.Path) -> interactions_lib.Interactions:
     FileNotFoundError: If there is none.
     DamagedCacheError: If it is not whole, not ours, or not what was stored.
   """
-  if not path.exists():
-    raise FileNotFoundError(f'{path} does not exist.')
-  try:
-    with np.load(path, allow_pickle=False) as stored:
-      if 'format' not in stored.files or str(stored['format']) != FORMAT:
-        raise ValueError(f'it is not of the format {FORMAT!r}')
-      fingerprint = str(stored['fingerprint'])
-      result = interactions_lib.Interactions(
-          **{name: stored[name] for name in _ARRAYS},
-          has_timestamps=bool(stored['has_timestamps']))
-    if result.fingerprint() != fingerprint:
-      raise ValueError(
-          f'its content has the fingerprint {result.fingerprint()[:16]}..., '
-          f'and {fingerprint[:16]}... was stored')
-  except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError,
-          zipfile.BadZipFile, NotImplementedError) as error:
-    raise DamagedCacheError(
-        f'The cache file {path} is damaged or not from fedjaxrec: {error}. '
-        'Remove or rename it, and the data set is prepared anew.') from error
+  with open(path, 'rb') as file:
+    try:
+      with np.load(file, allow_pickle=False) as stored:
+        result = _read(stored)
+    except Exception as error:
+      # Damage shows in many ways: zip, zlib, header, keys, values, memory.
+      raise DamagedCacheError(
+          f'The cache file {path} is damaged or not from fedjaxrec: {error}. '
+          'Remove or rename it, and the data set is prepared anew.') from error
+  return result
+
+
+def _read(stored) -> interactions_lib.Interactions:
+  if 'format' not in stored.files or str(stored['format']) != FORMAT:
+    raise ValueError(f'it is not of the format {FORMAT!r}')
+  fingerprint = str(stored['fingerprint'])
+  result = interactions_lib.Interactions(
+      **{name: stored[name] for name in _ARRAYS},
+      has_timestamps=bool(stored['has_timestamps']))
+  if result.fingerprint() != fingerprint:
+    raise ValueError(
+        f'its content has the fingerprint {result.fingerprint()[:16]}..., and '
+        f'{fingerprint[:16]}... was stored')
   return result
 
 

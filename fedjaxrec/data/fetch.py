@@ -58,8 +58,8 @@ def load_published(source: str, cache_dir: str = '') -> Interactions:
     result = cache.load(stored)
     _verify(source, result)
     return result
-  except FileNotFoundError as error:
-    failures.append(f'local cache: {error}')
+  except OSError as error:
+    failures.append(f'local cache: {stored}: {error.strerror}')
   except ValueError as error:
     aside = cache.set_aside(stored)
     failures.append(f'local cache: {error} (now named {aside})')

@@ -543,6 +543,8 @@ def _refuse(bad: np.ndarray, values, source: str, name: str, rule: str) -> None:
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
+  if not array.flags.writeable:
+    return array
   view = array.view()
   view.flags.writeable = False
   return view

@@ -17,6 +17,7 @@ from absl import logging
 from fedjaxrec.data import interactions as interactions_lib
 
 Columns = interactions_lib.Columns
+Interactions = interactions_lib.Interactions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,8 @@ EDITIONS = {
         '2598c89ecff0294a0e5af685fe47c097598587027b00f3fa4f7049cdcb2fa04d'),
     'movielens-latest-small': Edition(
         'ml-latest-small', 'ratings.csv', ',', 610, 9_724, 100_836,
-        'movielens/latest-small-ratings', 978_202, '696d65a3'),
+        'movielens/latest-small-ratings', 978_202, '696d65a3',
+        '2bf87d952e1c23b6e68ff390541f2f69870cc338e5cb46ad68c97a43a5c9a03b'),
     'movielens-1m': Edition(
         'ml-1m', 'ratings.dat', '::', 6_040, 3_706, 1_000_209,
         'movielens/1m-ratings', 5_917_549, 'a6898adb'),
@@ -69,7 +71,7 @@ EDITIONS = {
 }
 
 
-def load_path(source: str, path: str) -> interactions_lib.Interactions:
+def load_path(source: str, path: str) -> Interactions:
   """Reads the publisher's rating file where the user keeps it.
 
   Counts that differ from the published ones are warned about, not refused: a
@@ -86,7 +88,7 @@ def load_path(source: str, path: str) -> interactions_lib.Interactions:
   """
   edition = EDITIONS[source]
   name, raw = read_member(path, edition.folder, edition.ratings_file)
-  result = interactions_lib.Interactions.from_columns(
+  result = Interactions.from_columns(
       *parse_ratings(raw, edition.delimiter, name), source=name)
   difference = describe_difference(source, result)
   if difference:
@@ -95,7 +97,7 @@ def load_path(source: str, path: str) -> interactions_lib.Interactions:
 
 
 def describe_difference(
-    source: str, found: interactions_lib.Interactions
+    source: str, found: Interactions
 ) -> str:
   """Says how interactions differ from the published; '' if they do not."""
   edition = EDITIONS[source]

@@ -138,8 +138,8 @@ def load(
   stored = cache.file_of(folder, cache.short_name(key))
   try:
     return cache.load(stored)
-  except FileNotFoundError:
-    pass
+  except OSError as error:
+    logging.info('%s: %s', stored, error.strerror)
   except ValueError as error:
     logging.warning('%s It is now named %s.', error, cache.set_aside(stored))
   if root is not None:
