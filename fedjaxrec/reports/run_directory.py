@@ -1,0 +1,271 @@
+"""The run directory: files that are whole or absent, and whose they are.
+
+A JSON file is written beside its place and then moved there, so that a process
+killed at any moment leaves the old one or the new one. `metrics.jsonl` grows by
+whole lines; a half-written last line is dropped when it is read.
+"""
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+CONFIG = 'config.json'
+METRICS = 'metrics.jsonl'
+SUMMARY = 'summary.json'
+REPORT = 'report.html'
+CHECKPOINTS = 'checkpoints'
+EVENTS_PREFIX = 'events.out.tfevents.'
+_TEMPORARY_PREFIX = '.fedjaxrec-'
+# A config of ours has these, whatever else is added to it.
+_CONFIG_KEYS = {'seed', 'rounds', 'data', 'model'}
+
+
+def to_plain(value: Any) -> Any:
+  """Returns a value as JSON has it: NumPy unwrapped, NaN and infinity null."""
+  if isinstance(value, Mapping):
+    return {str(key): to_plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [to_plain(item) for item in value]
+  if isinstance(value, np.ndarray) or hasattr(value, '__array__'):
+    return to_plain(np.asarray(value).tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  return value
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+  """Writes a text file as a whole, or not at all."""
+  path = pathlib.Path(path)
+  handle, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=path.parent)
+  try:
+    with open(handle, 'w', encoding='utf-8') as file:
+      # mkstemp makes a file for its owner alone; give what open() would.
+      mask = os.umask(0)
+      os.umask(mask)
+      os.chmod(name, 0o666 & ~mask)
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(name, path)
+  except BaseException:
+    pathlib.Path(name).unlink(missing_ok=True)
+    raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes a JSON file as a whole, or not at all.
+
+  NumPy scalars and arrays become numbers and lists; NaN and infinity, which
+  JSON does not have, become null.
+
+  Raises:
+    TypeError: If the value holds what JSON has no word for.
+  """
+  text = json.dumps(to_plain(value), indent=2, allow_nan=False)
+  write_text(path, text + '\n')
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Reads a JSON object.
+
+  Raises:
+    FileNotFoundError: If there is no such file.
+    ValueError: If the file is damaged or holds no object.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(
+        f'path={str(path)!r} does not exist; is {str(path.parent)!r} a run '
+        'directory?')
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(
+        f'path={str(path)!r} is damaged ({error}); restore it from a copy, or '
+        'run again with --overwrite.') from error
+  if not isinstance(value, dict):
+    raise ValueError(
+        f'path={str(path)!r} holds a {type(value).__name__}, not a JSON '
+        'object; restore it from a copy, or run again with --overwrite.')
+  return value
+
+
+class MetricsLog:
+  """Appends lines to metrics.jsonl; use it in a `with` statement."""
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
+
+  def append(self, line: Mapping[str, Any]) -> None:
+    """Writes one line; it is out of the process's hands when this returns."""
+    self._file.write(json.dumps(to_plain(line), allow_nan=False) + '\n')
+    self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+  def __enter__(self) -> 'MetricsLog':
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
+
+
+def open_metrics(workdir: str | os.PathLike[str]) -> MetricsLog:
+  """Opens the run's metrics.jsonl for appending."""
+  return MetricsLog(pathlib.Path(workdir) / METRICS)
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Reads metrics.jsonl; a half-written last line is left out.
+
+  Returns:
+    One dict a logged round; none where there is no file.
+
+  Raises:
+    ValueError: If a line before the last is damaged.
+  """
+  path = pathlib.Path(workdir) / METRICS
+  if not path.is_file():
+    return []
+  rows = path.read_text(encoding='utf-8', errors='replace').splitlines()
+  result = []
+  for number, row in enumerate(rows, 1):
+    try:
+      line = json.loads(row)
+      line['round'] = int(line['round'])
+    except (ValueError, KeyError, TypeError) as error:
+      if number == len(rows):
+        break
+      raise ValueError(
+          f'path={str(path)!r}, line {number}: damaged ({error!r}); delete the '
+          'line, or run again with --overwrite.') from error
+    result.append(line)
+  return result
+
+
+def truncate_metrics(
+    workdir: str | os.PathLike[str], last_round: int
+) -> None:
+  """Drops the lines of rounds after `last_round`, which will be run again.
+
+  A half-written last line goes as well, whatever its round.
+  """
+  path = pathlib.Path(workdir) / METRICS
+  if path.is_file():
+    kept = [line for line in read_metrics(workdir)
+            if line['round'] <= last_round]
+    write_text(path, ''.join(json.dumps(line) + '\n' for line in kept))
+
+
+def check_workdir(
+    workdir: str | os.PathLike[str], *, resume: bool, overwrite: bool
+) -> bool:
+  """Checks that a run may use a directory; changes nothing.
+
+  A new or empty directory may be used. One that holds a run needs `resume` or
+  `overwrite`. One that holds anything else is refused, with `overwrite` too.
+  `resume` where no run was begun is a new run, so that a command which is
+  restarted whenever it is killed need not know how far it came.
+
+  Args:
+    workdir: The run directory.
+    resume: Whether to continue the run that is there.
+    overwrite: Whether to replace it.
+
+  Returns:
+    Whether there is a run that is to be continued.
+
+  Raises:
+    ValueError: As said above, with the way out.
+  """
+  workdir = pathlib.Path(workdir)
+  name = f'workdir={str(workdir)!r}'
+  if resume and overwrite:
+    raise ValueError(
+        'resume=True and overwrite=True contradict each other; continue the '
+        'run with --resume or replace it with --overwrite.')
+  for parent in (workdir, *workdir.parents):
+    if parent.exists():
+      if not parent.is_dir():
+        raise ValueError(
+            f'{name}: {str(parent)!r} is a file, not a directory; choose '
+            'another --workdir.')
+      break
+  if not workdir.exists():
+    return False
+  if not _is_run(workdir):
+    # A run that was killed while it began has left temporary files only.
+    others = sorted(path.name for path in workdir.iterdir()
+                    if not path.name.startswith(_TEMPORARY_PREFIX))
+    if others:
+      raise ValueError(
+          f'{name} is not a run directory (no {CONFIG} of a run) and holds '
+          f'{others[0]!r}{" and more" if len(others) > 1 else ""}; nothing of '
+          'it will be touched: choose a new or empty --workdir.')
+    return False
+  if not resume and not overwrite:
+    raise ValueError(
+        f'{name} already holds a run; continue it with --resume, replace it '
+        'with --overwrite, or choose another --workdir.')
+  return resume
+
+
+def prepare_workdir(
+    workdir: str | os.PathLike[str], *, resume: bool, overwrite: bool
+) -> bool:
+  """Makes a directory ready for a run, or refuses as `check_workdir` does.
+
+  Overwriting removes the files of the old run by name and leaves every other
+  file alone; config.json goes last, so an interrupted removal is still known as
+  a run directory. Write config.json first into a prepared directory, for the
+  same reason.
+
+  Args:
+    workdir: The run directory; it and its parents are made.
+    resume: Whether to continue the run that is there.
+    overwrite: Whether to replace it.
+
+  Returns:
+    Whether there is a run that is to be continued.
+
+  Raises:
+    ValueError: See `check_workdir`.
+  """
+  workdir = pathlib.Path(workdir)
+  resuming = check_workdir(workdir, resume=resume, overwrite=overwrite)
+  workdir.mkdir(parents=True, exist_ok=True)
+  if resuming:
+    return True
+
+  def remove(matches: Callable[[str], bool]) -> None:
+    for path in list(workdir.iterdir()):
+      if matches(path.name):
+        if path.is_dir() and not path.is_symlink():
+          shutil.rmtree(path)
+        else:
+          path.unlink()
+
+  ours = {METRICS, SUMMARY, REPORT, CHECKPOINTS}
+  remove(lambda name: name in ours or name.startswith(
+      (EVENTS_PREFIX, _TEMPORARY_PREFIX)))
+  remove(lambda name: name == CONFIG)
+  return False
+
+
+def _is_run(workdir: pathlib.Path) -> bool:
+  """Whether the directory holds a config.json that a run wrote."""
+  try:
+    return _CONFIG_KEYS <= read_json(workdir / CONFIG).keys()
+  except (FileNotFoundError, ValueError):
+    return False

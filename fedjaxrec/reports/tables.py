@@ -1,0 +1,140 @@
+"""The table of results: what the model is worth, beside the controls."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import rich.console
+import rich.table
+import rich.text
+
+METRICS = {
+    'hit_rate@10': 'HR@10',
+    'ndcg@10': 'NDCG@10',
+    'mrr': 'MRR',
+    'recall@20': 'Recall@20',
+}
+
+
+class Row(NamedTuple):
+  """One compared model."""
+  key: str  # popularity, local_only, aggregated or personalised.
+  label: str
+  meaning: str
+  metrics: Mapping[str, Any]
+
+
+_ROWS = (
+    ('controls', 'popularity', 'Popularity',
+     'Every user gets the items with the most training interactions. What a '
+     'recommender must beat.'),
+    ('controls', 'local_only', 'Local only',
+     'Federation off: every client trains by itself, from the same start. On '
+     'a sound protocol it is near chance; if it does well, the evaluation '
+     'leaks.'),
+    ('test', 'aggregated', 'Federated (aggregated)',
+     "The server's model with the average of the personal parameters: what a "
+     'user without parameters of their own would get.'),
+    ('test', 'personalised', 'Federated (personalised)',
+     "The server's model with each client's own personal parameters, which "
+     'never left the client.'),
+)
+
+
+def comparison_rows(summary: Mapping[str, Any]) -> list[Row]:
+  """Returns the models that a summary compares, the weakest claim first."""
+  rows = []
+  for section, key, label, meaning in _ROWS:
+    metrics = (summary.get(section) or {}).get(key)
+    if metrics:
+      rows.append(Row(key, label, meaning, metrics))
+  return rows
+
+
+def number(value: Any) -> float | None:
+  """Returns a finite number as it is, and anything else as None."""
+  if isinstance(value, (int, float)) and math.isfinite(value):
+    return float(value)
+  return None
+
+
+def interval(metrics: Mapping[str, Any], name: str) -> list[float] | None:
+  """Returns a metric's 95 % interval, or None where it has none."""
+  ends = (metrics.get('ci95') or {}).get(name)
+  if ends and len(ends) == 2 and None not in map(number, ends):
+    return ends
+  return None
+
+
+def format_metric(metrics: Mapping[str, Any], name: str) -> str:
+  """Returns a metric as `0.0712 [0.061, 0.082]`; a dash where it is missing."""
+  value = number(metrics.get(name))
+  if value is None:
+    return '-'
+  ends = interval(metrics, name)
+  return f'{value:.4f}' + (
+      f' [{ends[0]:.3f}, {ends[1]:.3f}]' if ends else '')
+
+
+def num_users(summary: Mapping[str, Any]) -> int | None:
+  """Returns the number of users that the test metrics are a mean over."""
+  for row in reversed(comparison_rows(summary)):
+    if row.metrics.get('num_users'):
+      return row.metrics['num_users']
+  return None
+
+
+def describe_protocol(protocol: str | None) -> str:
+  """Returns a protocol in words."""
+  if protocol == 'full':
+    return 'full ranking'
+  if protocol and protocol.startswith('sampled-'):
+    return f'sampled ranking, {protocol.split("-")[1]} negatives'
+  return protocol or 'unknown protocol'
+
+
+def comparison_title(summary: Mapping[str, Any]) -> str:
+  """Returns the table's title: data, split, protocol, number of users."""
+  data = summary.get('data') or {}
+  parts = [data.get('name', 'unknown data'),
+           f'split {data.get("split", "unknown")}',
+           describe_protocol((summary.get('test') or {}).get('protocol'))]
+  users = num_users(summary)
+  if users is not None:
+    parts.append(f'{users:,} test users')
+  return ' · '.join(parts)
+
+
+def comparison_table(summary: Mapping[str, Any]) -> rich.table.Table:
+  """Builds the table of results from a summary.
+
+  Rows: popularity, local only, federated (aggregated), federated
+  (personalised). Columns: HR@10, NDCG@10, MRR, Recall@20, each with its 95 %
+  interval over users.
+
+  Args:
+    summary: The content of summary.json.
+  """
+  table = rich.table.Table(
+      title=rich.text.Text(comparison_title(summary)),
+      caption='test set, ties count against the model; in brackets the 95 % '
+              'bootstrap interval over users')
+  table.add_column('Model', no_wrap=True)
+  for label in METRICS.values():
+    table.add_column(label, justify='right', no_wrap=True)
+  for row in comparison_rows(summary):
+    table.add_row(
+        row.label, *(format_metric(row.metrics, name) for name in METRICS),
+        style='bold' if row.key == 'personalised' else None)
+  return table
+
+
+def print_comparison(
+    summary: Mapping[str, Any], console: rich.console.Console | None = None
+) -> None:
+  """Prints the table of results; in full width where output is a file."""
+  if console is None:
+    console = rich.console.Console()
+    if not console.is_terminal:
+      console = rich.console.Console(width=140)
+  console.print(comparison_table(summary))

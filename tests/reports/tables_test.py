@@ -1,0 +1,63 @@
+"""The table of results."""
+
+import io
+
+import pytest
+import rich.console
+
+from fedjaxrec.reports import tables
+
+SUMMARY = {
+    'data': {'name': 'csv:[red]x.csv', 'split': 'leave_one_out'},
+    'test': {
+        'protocol': 'full',
+        'personalised': {
+            'ndcg@10': 0.07123, 'hit_rate@10': 0.2, 'num_users': 1943,
+            'ci95': {'ndcg@10': [0.0612, 0.0818]}},
+        'aggregated': {'ndcg@10': 0.05, 'mrr': None, 'num_users': 1943},
+    },
+    'controls': {'popularity': {'ndcg@10': 0.043}, 'local_only': None},
+}
+
+
+def render(summary):
+  stream = io.StringIO()
+  tables.print_comparison(summary, rich.console.Console(file=stream, width=140))
+  return stream.getvalue()
+
+
+def test_the_table_holds_rows_columns_and_title():
+  text = render(SUMMARY)
+  assert '0.0712 [0.061, 0.082]' in text
+  for word in ('HR@10', 'NDCG@10', 'MRR', 'Recall@20', 'Popularity',
+               'Federated (aggregated)', 'Federated (personalised)'):
+    assert word in text
+  title = ' '.join(text.split())
+  assert 'csv:[red]x.csv · split leave_one_out · full ranking' in title
+  assert '1,943 test users' in title
+
+
+def test_a_control_that_was_not_run_has_no_row():
+  assert 'Local only' not in render(SUMMARY)
+  controls = SUMMARY['controls'] | {'local_only': {'ndcg@10': 0.004}}
+  assert 'Local only' in render(SUMMARY | {'controls': controls})
+
+
+def test_an_empty_summary_is_an_empty_table():
+  assert 'Model' in render({})
+
+
+@pytest.mark.parametrize('metrics, text', [
+    ({'mrr': 0.5}, '0.5000'),
+    ({'mrr': 0.5, 'ci95': {'mrr': [0.1, None]}}, '0.5000'),
+    ({'mrr': 0.5, 'ci95': {'mrr': [0.1, 0.75]}}, '0.5000 [0.100, 0.750]'),
+    ({'mrr': float('nan')}, '-'), ({'mrr': None}, '-'), ({}, '-')])
+def test_missing_and_undefined_numbers_are_shown_as_such(metrics, text):
+  assert tables.format_metric(metrics, 'mrr') == text
+
+
+@pytest.mark.parametrize('protocol, words', [
+    ('full', 'full ranking'), ('sampled-99', 'sampled ranking, 99 negatives'),
+    (None, 'unknown protocol')])
+def test_the_protocol_is_said_in_words(protocol, words):
+  assert tables.describe_protocol(protocol) == words
