@@ -214,8 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: The program's name and its arguments; None: those of the process.
 
   Returns:
-    The exit code: 0, 2 when the command line, the config or the data is
-    refused, 130 when interrupted.
+    The exit code: 0, 1 when training diverged, 2 when the command line, the
+    config or the data is refused, 130 when interrupted.
   """
   argv = list(sys.argv if argv is None else argv)
   try:
@@ -226,6 +226,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not _raised_here(error):
       raise
     return _refuse(str(error))
+  except FloatingPointError as error:  # Training has diverged.
+    if not _raised_here(error):
+      raise
+    return _refuse(str(error), 1)
   except KeyboardInterrupt:
     return _refuse('interrupted.', 130)
 

@@ -20,17 +20,19 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = (
   'config', 'flags', 'data', 'population', 'participation', 'models',
   'objectives', 'examples', 'optimizers', 'local_training', 'transforms',
-  'aggregation', 'server', 'rounds', 'parallel', 'algorithms',
-  'personalization', 'evaluation', 'privacy', 'governance', 'export', 'reports',
-  'orchestration', '__init__', 'cli', '__main__',
+  'aggregation', 'server', 'rounds', 'parallel', 'algorithms', 'communication',
+  'simulation', 'personalization', 'evaluation', 'privacy', 'governance',
+  'export', 'reports', 'orchestration', '__init__', 'cli', '__main__',
 )
+# Who may ask the package for its version by `import fedjaxrec`.
+ASK_VERSION = {'orchestration', 'cli', '__main__'}
 # Whole rooms on one side. Other rooms have files of both sides; there, as
 # everywhere but where the sides meet, no file is on both.
 HOST = {'config', 'flags', 'data', 'participation', 'governance', 'reports',
         '__init__', 'cli', '__main__'}
 DEVICE = {'population', 'models', 'objectives', 'examples', 'optimizers',
           'local_training', 'transforms', 'server', 'rounds', 'parallel',
-          'algorithms'}
+          'algorithms', 'simulation'}
 MEETING_POINT = {'orchestration'}
 
 DEVICE_LIBRARIES = {'jax', 'jaxlib', 'flax', 'optax'}
@@ -93,9 +95,9 @@ def violations(path: str, source: str) -> list[str]:
     return [f'{path}: room {room} has no place in the order']
   for name in imports:
     other = _room_of_import(name)
+    if name == 'fedjaxrec' and room in ASK_VERSION:
+      continue
     if other is not None and ROOMS.index(other) > ROOMS.index(room):
-      found.append(f'{path}: order: imports {name}')
-    if other == '__init__' and room not in ('cli', '__main__'):
       found.append(f'{path}: order: imports {name}')
   if room in HOST and libraries & DEVICE_LIBRARIES:
     found.append(f'{path}: host imports {libraries & DEVICE_LIBRARIES}')
@@ -156,6 +158,8 @@ def test_a_heavy_library_is_imported_in_one_module(sources, library):
   ('reports/html.py', 'from fedjaxrec.orchestration import x', 'order'),
   ('rounds.py', 'def f():\n  from fedjaxrec.cli import main', 'order'),
   ('rounds.py', 'from fedjaxrec import train', 'order'),
+  ('rounds.py', 'import fedjaxrec', 'order'),
+  ('orchestration/experiment.py', 'from fedjaxrec import train', 'order'),
   ('helpers.py', 'import math', 'no place'),
   ('data/splits.py', 'import jax.numpy as jnp', 'host imports'),
   ('participation/plan.py', 'from jax import random', 'host imports'),

@@ -203,6 +203,9 @@ def test_a_refusal_by_the_package_is_one_line_and_a_defect_is_a_traceback(
   assert fails_in_one_line(run('train'), 'cohort.size=9')
   error = FileNotFoundError('data.path=x does not exist.')
   assert fails_in_one_line(run('train'), 'data.path=x')
+  error = FloatingPointError('loss=nan in round 3: lower the learning rate.')
+  code, _, err = run('train')
+  assert (code, err) == (1, f'fedjaxrec: {error}\n')
   # ... what is no refusal, or comes out of a library, is a defect.
   error = KeyError('rounds')
   with pytest.raises(KeyError):
