@@ -51,19 +51,23 @@ def permute(key: jax.Array, x: jax.Array, size: jax.Array) -> jax.Array:
     Hoang, Morris and Rogaway, 2012, An Enciphering Scheme Based on a Card
     Shuffle, CRYPTO.
   """
-  bits = jax.random.bits(key, (2 * _ROUNDS + 1,), jnp.uint32)
+  bits = jax.random.bits(key, (2, _ROUNDS + 1), jnp.uint32)
   size = size.astype(jnp.uint32)
-  shift, pivots = bits[0] % size, bits[1:_ROUNDS + 1] % size
-  x = x.astype(jnp.uint32) + shift
-  x = jnp.where(x >= size, x - size, x)
-  for r in range(_ROUNDS):
-    partner = pivots[r] - x
-    partner = jnp.where(pivots[r] < x, partner + size, partner)
-    h = jnp.maximum(x, partner) ^ bits[_ROUNDS + 1 + r]
+  pivots, salts = bits[0] % size, bits[1]
+
+  def swap_or_not(r, x):
+    pivot = pivots[r]
+    partner = pivot - x
+    partner = jnp.where(pivot < x, partner + size, partner)
+    h = jnp.maximum(x, partner) ^ salts[r]
     h = (h ^ (h >> 16)) * jnp.uint32(0x7feb352d)
     h = (h ^ (h >> 15)) * jnp.uint32(0x846ca68b)
-    x = jnp.where(h >> 31 == 1, partner, x)
-  return x.astype(jnp.int32)
+    return jnp.where(h >> 31 == 1, partner, x)
+
+  x = x.astype(jnp.uint32) + pivots[_ROUNDS]
+  x = jnp.where(x >= size, x - size, x)
+  # A loop, not unrolled: it costs nothing to run and half as much to compile.
+  return jax.lax.fori_loop(0, _ROUNDS, swap_or_not, x).astype(jnp.int32)
 
 
 def nth_absent(
@@ -113,7 +117,8 @@ def draw_examples(
   if not num_negatives:
     return Examples(items[:, None], labels, used[:, None])
   # Draw k * count + place, so that a shortage falls on all alike.
-  draw = place[:, None] + count * jnp.arange(num_negatives, dtype=jnp.int32)
+  turn = jnp.arange(num_negatives, dtype=jnp.int32)
+  draw = place[:, None] + count * turn[None, :]
   num_absent = num_items - count
   absent = permute(negative_key, draw, jnp.maximum(num_absent, 1))
   negatives = jnp.where(
