@@ -1,0 +1,137 @@
+"""Controls: popularity, and the same clients without the federation.
+
+Popularity is what a recommender must beat. Local only trains every client by
+itself, on a table of its own: on a sound protocol it is near chance, for what a
+client has never seen it cannot rank; where it does well, the protocol leaks.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjaxrec.data.interactions import Interactions
+from fedjaxrec.local_training import View
+from fedjaxrec.participation.plan import choose_capacities
+from fedjaxrec.population import Client
+from fedjaxrec.rounds import Algorithm
+from fedjaxrec.server import ServerState
+
+PyTree = Any
+
+_NUM_SIZE_CLASSES = 3
+_BLOCK_SIZE = 32
+
+
+def score_popularity(
+    personal: PyTree, item_rows: jax.Array, shared: PyTree
+) -> jax.Array:
+  """The score of an item is its row: its number of training interactions."""
+  del personal, shared
+  return item_rows
+
+
+def popularity(train: Interactions) -> np.ndarray:
+  """Training interactions of each item: float32 [num_items]."""
+  return np.bincount(train.items, minlength=train.num_items).astype(np.float32)
+
+
+def score_from_matrix(
+    personal: jax.Array, item_rows: jax.Array, shared: PyTree
+) -> jax.Array:
+  """Looks scores up: personal float32 [num_items], item_rows int32 [rows]."""
+  del shared
+  return personal[item_rows]
+
+
+def train_local_only(
+    algorithm: Algorithm,
+    server: ServerState,
+    personal: PyTree,
+    train: Interactions,
+    clients: np.ndarray,
+    rounds: int,
+    batch_size: int,
+    key: jax.Array,
+) -> np.ndarray:
+  """Trains clients by themselves and scores the catalogue for each.
+
+  A client starts from the server's initial parameters and adds each round's
+  delta to a copy of its own, whole: nothing comes from other clients.
+
+  Args:
+    algorithm: The federated run's; its server side is not used.
+    server: The server's initial state.
+    personal: Leaves [len(clients), ...]: the clients' initial parameters.
+    train: The training interactions.
+    clients: int [n]: who trains; one without interactions keeps its start.
+    rounds: Rounds of local training.
+    batch_size: Interactions in a batch, for choosing size classes.
+    key: Typed key; a client's draws are as in the federated run.
+
+  Returns:
+    float32 [n, num_items]. Memory on the device: 32 copies of the item table.
+  """
+  counts = train.counts[clients]
+  num_items = train.num_items
+
+  def alone(client, own, bounds):
+    def one_round(r, carry):
+      item_table, shared, own = carry
+      client_key = jax.random.fold_in(
+          jax.random.fold_in(key, r), client.client_id)
+      examples = algorithm.draw(client, client_key)
+      rows = examples.rows
+      view = View(
+          jax.tree.map(lambda x: x.at[rows].get(mode='fill', fill_value=0),
+                       item_table),
+          shared, own, algorithm.learning_rate_scale(0))
+      contribution, own = algorithm.client_update(
+          view, examples, client.num_examples, bounds)
+      return (
+          jax.tree.map(lambda t, d: t.at[rows].add(d, mode='drop'),
+                       item_table, contribution.item_rows),
+          jax.tree.map(jnp.add, shared, contribution.shared), own)
+
+    item_table, shared, own = jax.lax.fori_loop(
+        0, rounds, one_round, (server.item_table, server.shared, own))
+    return algorithm.score(own, item_table, shared)
+
+  @jax.jit
+  def train_block(block, own):
+    bounds = algorithm.bounds(block.num_examples)
+    return jax.vmap(alone, in_axes=(0, 0, None))(block, own, bounds)
+
+  scores = np.zeros((len(clients), num_items), np.float32)
+  order = np.argsort(counts, kind='stable')
+  if not counts.any():
+    return scores
+  capacities = choose_capacities(counts, _NUM_SIZE_CLASSES, batch_size)
+  class_of = np.searchsorted(capacities, counts)
+  for index, capacity in enumerate(capacities):
+    members = order[class_of[order] == index]
+    for start in range(0, len(members), _BLOCK_SIZE):
+      mine = members[start:start + _BLOCK_SIZE]
+      padded = np.pad(mine, (0, _BLOCK_SIZE - len(mine)), mode='edge')
+      block = _read_block(train, clients[padded], capacity)
+      out = train_block(block, jax.tree.map(lambda x: x[padded], personal))
+      scores[mine] = np.asarray(out)[:len(mine)]
+  return scores
+
+
+def _read_block(
+    train: Interactions, clients: np.ndarray, capacity: int
+) -> Client:
+  """Reads clients, padded to a capacity, with items sorted: leaves [B, ...]."""
+  starts, counts = train.offsets[clients], train.counts[clients]
+  column = np.arange(capacity)[None, :]
+  mine = column < counts[:, None]
+  place = np.where(mine, starts[:, None] + column, 0)
+  items = np.where(mine, train.items[place], train.num_items)
+  order = np.argsort(items, axis=1, kind='stable')
+  labels = np.where(mine, train.ratings[place], 0)
+  return Client(
+      clients.astype(np.int32), counts.astype(np.int32),
+      np.take_along_axis(items, order, 1).astype(np.int32),
+      np.take_along_axis(labels, order, 1).astype(np.float32))

@@ -1,0 +1,159 @@
+"""What a model is worth: validation on the way, test and controls at the end."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjaxrec.config import Config
+from fedjaxrec.data.interactions import Interactions
+from fedjaxrec.data.splits import Split
+from fedjaxrec.evaluation import controls, groups, metrics
+from fedjaxrec.evaluation.metrics import Ranks
+from fedjaxrec.evaluation.ranking import make_ranker
+from fedjaxrec.personalization.fold_in import make_fold_in
+from fedjaxrec.simulation import Simulation
+
+PyTree = Any
+Metrics = dict[str, Any]
+
+# The control without federation is a look at the protocol, not a contender: a
+# sample of the clients says enough, and its cost stays bounded.
+_LOCAL_ONLY_CLIENTS = 1000
+_LOCAL_ONLY_EPOCHS = 20
+_STREAM = 0x10CA1
+
+
+class Evaluator(NamedTuple):
+  """Rankings of one run's data.
+
+  Attributes:
+    validate: (personal, item_table, shared) -> mean metrics on the validation
+      set; None where the split has none.
+    test: (personal, item_table, shared) -> the sections `test`, `controls` and
+      `groups` of summary.json; the one reader of the test set.
+  """
+  validate: Callable[[PyTree, PyTree, PyTree], Metrics] | None
+  test: Callable[[PyTree, PyTree, PyTree], dict[str, Any]]
+
+
+def cutoffs(config: Config) -> tuple[int, ...]:
+  """The cut-offs asked for, with those that the table and selection need."""
+  return tuple(sorted({*config.evaluation.ks, 10, 20}))
+
+
+def make_evaluator(
+    config: Config, split: Split, simulation: Simulation
+) -> Evaluator:
+  """Builds the evaluator of a run.
+
+  Personalised: every client is scored with its own personal parameters.
+  Aggregated: with the mean of the training clients' in their place: one model
+  for all. A held-out user (user_holdout) has parameters fitted to the fold-in
+  part.
+
+  Args:
+    config: The run's config.
+    split: The run's data.
+    simulation: The run's simulation.
+  """
+  evaluation = config.evaluation
+  ks, num_items = cutoffs(config), split.num_items
+  trained = split.train.counts > 0
+  fold_in = make_fold_in(config, split.fold_in)
+  score = simulation.algorithm.score
+
+  def make_test_ranker(score_fn, users=None, top_k=max(ks)):
+    def part(interactions):
+      return interactions if users is None else select_users(
+          interactions, users)
+    negatives = split.negatives
+    if negatives is not None and users is not None:
+      negatives = negatives[users]
+    return make_ranker(
+        score_fn, part(split.test),
+        [part(p) for p in (split.train, split.validation, split.fold_in)],
+        num_items, protocol=evaluation.protocol,
+        batch_size=evaluation.batch_size, seed=config.seed,
+        negatives=negatives, top_k=top_k)
+
+  def summarise(ranks: Ranks) -> Metrics:
+    return metrics.summarise_ranks(
+        ranks, ks, num_items, bootstrap_samples=evaluation.bootstrap_samples,
+        seed=config.seed)
+
+  def mean_of_trained(personal):
+    return jax.tree.map(
+        lambda x: np.broadcast_to(x[trained].mean(0), x.shape), personal)
+
+  def local_only() -> Metrics:
+    """Clients with a test item, or a sample of them, trained alone."""
+    own = split.fold_in if split.fold_in.num_interactions else split.train
+    users = np.flatnonzero((split.test.counts > 0) & (own.counts > 0))
+    if len(users) > _LOCAL_ONLY_CLIENTS:
+      users = np.sort(np.random.default_rng([_STREAM, config.seed]).choice(
+          users, _LOCAL_ONLY_CLIENTS, replace=False))
+    cohort = config.cohort.size or trained.sum()
+    rounds = evaluation.local_only_epochs or min(
+        _LOCAL_ONLY_EPOCHS, -(-config.rounds * cohort // trained.sum()))
+    state = simulation.init()
+    personal = jax.tree.map(
+        lambda x: x[users], simulation.personal_by_client(state))
+    scores = controls.train_local_only(
+        simulation.algorithm, jax.tree.map(np.asarray, state.server), personal,
+        own, users, int(rounds), config.client.batch_size, simulation.key)
+    rank = make_test_ranker(controls.score_from_matrix, users)
+    return summarise(rank(scores, np.arange(num_items, dtype=np.int32), ()))
+
+  def test(personal, item_table, shared):
+    personal = fold_in(personal, item_table, shared)
+    rank = make_test_ranker(score)
+    personalised = rank(personal, item_table, shared)
+    aggregated = rank(mean_of_trained(personal), item_table, shared)
+    popular = make_test_ranker(controls.score_popularity)(
+        (), controls.popularity(split.train), ())
+    return {
+        'test': {
+            'protocol': evaluation.protocol,
+            'personalised': summarise(personalised),
+            'aggregated': summarise(aggregated),
+        },
+        'controls': {
+            'popularity': summarise(popular),
+            'local_only': local_only() if evaluation.local_only else None,
+        },
+        'groups': groups.group_metrics(
+            {'personalised': personalised, 'popularity': popular},
+            split.train.counts + split.fold_in.counts, ks,
+            num_groups=evaluation.num_groups,
+            bootstrap_samples=evaluation.bootstrap_samples, seed=config.seed),
+    }
+
+  if not split.validation.num_interactions:
+    return Evaluator(None, test)
+
+  rank_validation = make_ranker(
+      score, split.validation, [split.train, split.fold_in], num_items,
+      protocol=evaluation.protocol, batch_size=evaluation.batch_size,
+      seed=config.seed + 1)
+
+  def validate(personal, item_table, shared):
+    ranks = rank_validation(
+        fold_in(personal, item_table, shared), item_table, shared)
+    return {name: float(values.mean()) for name, values in
+            metrics.per_user_metrics(ranks, ks).items()}
+
+  return Evaluator(validate, test)
+
+
+def select_users(interactions: Interactions, users: np.ndarray) -> Interactions:
+  """The rows of some users, who get the ids 0, 1, ... in the order given."""
+  counts = interactions.counts[users]
+  offsets = np.concatenate([[0], np.cumsum(counts)])
+  rows = np.repeat(interactions.offsets[users] - offsets[:-1], counts)
+  rows = rows + np.arange(offsets[-1])
+  return Interactions(
+      offsets, interactions.items[rows], interactions.ratings[rows],
+      interactions.timestamps[rows], interactions.user_ids[users],
+      interactions.item_ids, interactions.has_timestamps)

@@ -1,0 +1,228 @@
+"""From a config to a run directory: what `fedjaxrec train` and `evaluate` do."""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+from fedjaxrec import config as config_lib
+from fedjaxrec.config import Config, EvaluationConfig
+from fedjaxrec.data.sources import load_split
+from fedjaxrec.data.splits import Split
+from fedjaxrec.evaluation.metrics import check_ks
+from fedjaxrec.orchestration import summary as summary_lib
+from fedjaxrec.orchestration import training
+from fedjaxrec.orchestration.checkpoints import Store, open_store
+from fedjaxrec.orchestration.evaluator import (
+    Evaluator,
+    cutoffs,
+    make_evaluator,
+)
+from fedjaxrec.orchestration.training import Stop
+from fedjaxrec.reports import html, run_directory, tables
+from fedjaxrec.reports.events import open_events
+from fedjaxrec.reports.progress import open_progress
+from fedjaxrec.simulation import Simulation, make_simulation
+
+
+class Result(NamedTuple):
+  """What a run leaves behind.
+
+  Attributes:
+    summary: The content of summary.json.
+    workdir: The run directory.
+  """
+  summary: dict[str, Any]
+  workdir: pathlib.Path
+
+
+class _Run(NamedTuple):
+  """Everything that is made of a config before anything compiles."""
+  config: Config
+  split: Split
+  simulation: Simulation
+  evaluator: Evaluator
+
+
+def train(
+    config: Config,
+    workdir: str | pathlib.Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Result:
+  """Trains a federated recommender and reports what it is worth.
+
+  Args:
+    config: The run.
+    workdir: The run directory; made where it is missing.
+    resume: Continue the run in workdir, bit for bit, from its last checkpoint;
+      where there is none, begin it.
+    overwrite: Replace the run in workdir.
+    progress: Show a progress bar and print the table of results.
+
+  Returns:
+    The summary and the run directory, which holds config.json, metrics.jsonl,
+    TensorBoard events, checkpoints/, summary.json and report.html.
+
+  Raises:
+    ValueError, FileNotFoundError: For anything wrong with the config, the data
+      or the run directory; before anything compiles.
+    FloatingPointError: If training diverges.
+  """
+  begin = time.perf_counter()
+  workdir = pathlib.Path(workdir)
+  resuming = run_directory.check_workdir(
+      workdir, resume=resume, overwrite=overwrite)
+  if resuming:
+    _check_same_run(config, workdir)
+  run = _build(config)
+  run_directory.prepare_workdir(workdir, resume=resume, overwrite=overwrite)
+  run_directory.write_json(
+      workdir / run_directory.CONFIG, config_lib.to_dict(config))
+  store = open_store(
+      workdir / run_directory.CHECKPOINTS, config.checkpoint.keep)
+  start = _restore(run, store) if resuming else None
+  start = start or training.start_afresh(run.simulation)
+  run_directory.truncate_metrics(workdir, start.round)
+  start, compile_s = training.compile_rounds(run.simulation, start)
+  stop = _train(run, start, store, workdir, progress)
+  store.close()
+  summary = _summarise(run, stop, workdir) | {
+      'compile_s': compile_s, 'wall_s': time.perf_counter() - begin}
+  summary = summary_lib.rounded(summary)
+  run_directory.write_json(workdir / run_directory.SUMMARY, summary)
+  html.write_report(workdir)
+  if progress:
+    tables.print_comparison(summary)
+  return Result(summary, workdir)
+
+
+def evaluate(
+    workdir: str | pathlib.Path, evaluation: EvaluationConfig
+) -> dict[str, Any]:
+  """Evaluates a run again, from its last checkpoint; writes nothing.
+
+  Args:
+    workdir: The run directory.
+    evaluation: Protocol and cut-offs; the round is the one that was selected.
+
+  Returns:
+    The sections `test`, `controls` and `groups`, as in summary.json, and
+    `selected_round`.
+
+  Raises:
+    ValueError, FileNotFoundError: If there is no such run, or no whole
+      checkpoint of it.
+  """
+  workdir = pathlib.Path(workdir)
+  config = config_lib.from_dict(
+      run_directory.read_json(workdir / run_directory.CONFIG))
+  run = _build(dataclasses.replace(config, evaluation=evaluation))
+  store = open_store(
+      workdir / run_directory.CHECKPOINTS, config.checkpoint.keep)
+  stop = _restore(run, store)
+  store.close()
+  if stop is None:
+    raise ValueError(
+        f'workdir={str(workdir)!r} has no checkpoint yet; let the run reach '
+        'its first one (checkpoint.every), or continue it with --resume.')
+  best = training.selected(config, run.simulation, stop)
+  return summary_lib.rounded({
+      'selected_round': int(best.round),
+      **run.evaluator.test(best.personal, best.item_table, best.shared)})
+
+
+def _build(config: Config) -> _Run:
+  split = load_split(config)
+  check_ks(cutoffs(config), split.num_items)
+  train_part = split.train
+  simulation = make_simulation(
+      config, train_part.offsets, train_part.items, train_part.ratings,
+      split.num_items)
+  return _Run(
+      config, split, simulation, make_evaluator(config, split, simulation))
+
+
+def _check_same_run(config: Config, workdir: pathlib.Path) -> None:
+  """Refuses a config that would not continue the run in workdir."""
+  old = run_directory.read_json(workdir / run_directory.CONFIG)
+  new = config_lib.to_dict(config)
+  free = {'engine', 'parallel', 'checkpoint'}
+  if {config.client.schedule, config.server.schedule} == {'constant'}:
+    free.add('rounds')
+  for name in new:
+    if name not in free and old.get(name) != new[name]:
+      raise ValueError(
+          f'{name}={new[name]} differs from the run in {str(workdir)!r}, which '
+          f'has {old.get(name)}; a run is continued with its own config '
+          '(engine, parallel, checkpoint and, where no schedule depends on '
+          'them, more rounds are free). Use another --workdir.')
+  if config.rounds < old['rounds']:
+    raise ValueError(
+        f'rounds={config.rounds} is below the rounds={old["rounds"]} of the '
+        f'run in {str(workdir)!r}; a run is continued to as many or more.')
+
+
+def _restore(run: _Run, store: Store) -> Stop | None:
+  like = training.to_checkpoint(
+      run.simulation, training.start_afresh(run.simulation))
+  found = store.restore(like)
+  return found and training.start_from(run.simulation, *found)
+
+
+def _train(
+    run: _Run, start: Stop, store: Store, workdir: pathlib.Path, progress: bool
+) -> Stop:
+  """Runs the rounds; logs, draws and saves at every stop."""
+  config, stop = run.config, start
+  validation: dict[str, float] = {}
+  with (
+      run_directory.open_metrics(workdir) as log,
+      open_events(workdir, start.round) as events,
+      open_progress(config.rounds, start.round, progress) as bar,
+  ):
+    for stop in training.train_rounds(
+        config, run.simulation, run.evaluator, start):
+      for line in map(summary_lib.rounded, stop.lines):
+        log.append(line)
+        events.write(line)
+      last = stop.lines[-1]
+      validation = last.get('validation', validation)
+      if training.is_due(stop.round, config.checkpoint.every, config.rounds):
+        store.save(
+            stop.round, training.to_checkpoint(run.simulation, stop))
+      bar.update(
+          stop.round, loss=last['loss'],
+          validation_ndcg=validation.get('ndcg@10'),
+          clients_per_s=last['clients_per_s'])
+  return stop
+
+
+def _summarise(
+    run: _Run, stop: Stop, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Everything that summary.json says but the times that are still running."""
+  config = run.config
+  best = training.selected(config, run.simulation, stop)
+  lines = run_directory.read_metrics(workdir)
+  train_s = max(stop.train_s, 1e-9)
+  return {
+      'command': 'train',
+      'versions': summary_lib.describe_versions(),
+      'device': summary_lib.describe_device(run.simulation.placement),
+      'seed': config.seed,
+      'data': summary_lib.describe_data(config, run.split),
+      'model': {'name': config.model.name, 'dim': config.model.dim},
+      'algorithm': config.algorithm.name,
+      'rounds': config.rounds,
+      'selected_round': int(best.round),
+      'train_s': stop.train_s,
+      'clients_per_s': sum(line['reported'] for line in lines) / train_s,
+      'examples_per_s': sum(line['num_examples'] for line in lines) / train_s,
+      **run.evaluator.test(best.personal, best.item_table, best.shared),
+      'privacy': None,
+      'communication': summary_lib.describe_communication(
+          config, run.split, best.item_table, best.shared),
+  }

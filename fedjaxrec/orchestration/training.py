@@ -1,0 +1,158 @@
+"""The loop over compiled rounds: train, validate, keep the best. No files."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjaxrec.config import Config
+from fedjaxrec.orchestration.checkpoints import Best, Checkpoint
+from fedjaxrec.orchestration.evaluator import Evaluator
+from fedjaxrec.simulation import Simulation, State
+
+
+class Stop(NamedTuple):
+  """What the host sees between two compiled calls.
+
+  Attributes:
+    round: Rounds done.
+    lines: A dict for each round since the last stop, as in metrics.jsonl.
+    state: The simulation's state; valid until the loop goes on.
+    best: The best round so far.
+    train_s: Seconds in compiled rounds, from the run's beginning.
+  """
+  round: int
+  lines: list[dict[str, Any]]
+  state: State
+  best: Best
+  train_s: float
+
+
+def next_stop(config: Config, round_index: int, rounds_per_call: int) -> int:
+  """The round after round_index at which the host looks next."""
+  stops = [config.rounds, round_index + rounds_per_call]
+  for every in (config.evaluation.every, config.checkpoint.every):
+    if every:
+      stops.append((round_index // every + 1) * every)
+  return min(stops)
+
+
+def is_due(round_index: int, every: int, rounds: int) -> bool:
+  """Whether something done every `every` rounds (0: at the end) is due."""
+  return round_index == rounds or bool(every and round_index % every == 0)
+
+
+def snapshot(
+    simulation: Simulation, state: State, round_index: int, ndcg: float
+) -> Best:
+  """Copies what evaluation needs of a round to the host."""
+  return Best(
+      np.int32(round_index), np.float32(ndcg),
+      jax.tree.map(np.asarray, state.server.item_table),
+      jax.tree.map(np.asarray, state.server.shared),
+      simulation.personal_by_client(state))
+
+
+def to_checkpoint(simulation: Simulation, stop: Stop) -> Checkpoint:
+  """Copies everything that the run needs to go on to the host."""
+  return Checkpoint(
+      jax.tree.map(np.asarray, stop.state.server),
+      simulation.personal_by_client(stop.state), stop.best,
+      np.float64(stop.train_s))
+
+
+def start_afresh(simulation: Simulation) -> Stop:
+  """The stop before the first round."""
+  state = simulation.init()
+  return Stop(0, [], state, snapshot(simulation, state, 0, -1.0), 0.0)
+
+
+def start_from(
+    simulation: Simulation, round_index: int, checkpoint: Checkpoint
+) -> Stop:
+  """The stop at which a checkpoint was made."""
+  return Stop(
+      round_index, [],
+      simulation.restore(checkpoint.server, checkpoint.personal),
+      checkpoint.best, float(checkpoint.train_s))
+
+
+def compile_rounds(simulation: Simulation, start: Stop) -> tuple[Stop, float]:
+  """Compiles the rounds by a call of none; returns the seconds it took."""
+  begin = time.perf_counter()
+  state, _ = simulation.run(start.state, start.round, 0)
+  jax.block_until_ready(state)
+  return start._replace(state=state), time.perf_counter() - begin
+
+
+def train_rounds(
+    config: Config, simulation: Simulation, evaluator: Evaluator, start: Stop
+) -> Iterator[Stop]:
+  """Trains from `start` to the last round, stopping where something is due.
+
+  Args:
+    config: The run.
+    simulation: Its compiled rounds.
+    evaluator: Its validation.
+    start: From `start_afresh` or `start_from`.
+
+  Yields:
+    A Stop after each compiled call.
+
+  Raises:
+    FloatingPointError: If the training loss is not finite.
+  """
+  stop = start
+  while stop.round < config.rounds:
+    upto = next_stop(config, stop.round, simulation.rounds_per_call)
+    begin = time.perf_counter()
+    state, metrics = simulation.run(
+        stop.state, stop.round, upto - stop.round)
+    metrics = jax.tree.map(
+        lambda x, n=upto - stop.round: np.asarray(x)[:n], metrics)
+    seconds = time.perf_counter() - begin
+    _check_finite(config, metrics.loss, stop.round)
+    lines = [
+        {'round': stop.round + i + 1,
+         'loss': float(metrics.loss[i]),
+         'reported': int(metrics.reported[i]),
+         'num_examples': int(metrics.num_examples[i]),
+         'clients_per_s': float(metrics.reported.sum() / seconds),
+         'examples_per_s': float(metrics.num_examples.sum() / seconds),
+         'train_s': stop.train_s + seconds}
+        for i in range(upto - stop.round)]
+    best = stop.best
+    if evaluator.validate and is_due(
+        upto, config.evaluation.every, config.rounds):
+      seen = snapshot(simulation, state, upto, -1.0)
+      validation = evaluator.validate(
+          seen.personal, seen.item_table, seen.shared)
+      lines[-1]['validation'] = validation
+      if np.float32(validation['ndcg@10']) > best.ndcg:
+        best = seen._replace(ndcg=np.float32(validation['ndcg@10']))
+    stop = Stop(upto, lines, state, best, stop.train_s + seconds)
+    yield stop
+
+
+def selected(config: Config, simulation: Simulation, stop: Stop) -> Best:
+  """The round that is tested, as evaluation.selection says.
+
+  Without a validation set there is nothing to select by: it is the last.
+  """
+  if config.evaluation.selection == 'best' and stop.best.round > 0:
+    return stop.best
+  return snapshot(simulation, stop.state, stop.round, float('nan'))
+
+
+def _check_finite(config: Config, loss: np.ndarray, first_round: int) -> None:
+  if np.isfinite(loss).all():
+    return
+  bad = int(np.argmin(np.isfinite(loss)))
+  raise FloatingPointError(
+      f'loss={loss[bad]} in round {first_round + bad + 1}: the parameters have '
+      'diverged. Lower client.learning_rate='
+      f'{config.client.learning_rate}, client.item_learning_rate='
+      f'{config.client.item_learning_rate} or server.learning_rate='
+      f'{config.server.learning_rate}.')

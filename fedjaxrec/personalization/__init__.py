@@ -1,0 +1,1 @@
+"""Fitting a trained model to one client."""

@@ -1,0 +1,68 @@
+"""Fold-in: fitting the personal parameters of users who did not train."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjaxrec.config import CohortConfig, Config
+from fedjaxrec.data.interactions import Interactions
+from fedjaxrec.rounds import Algorithm
+from fedjaxrec.simulation import State, make_simulation
+
+PyTree = Any
+
+
+def _freeze_server(algorithm: Algorithm) -> Algorithm:
+  """The same clients, and a server that only counts the rounds."""
+  return algorithm._replace(
+      server_update=lambda state, total: state._replace(
+          round_index=state.round_index + 1),
+      needs_row_weight=False)
+
+
+def make_fold_in(
+    config: Config, fold_in: Interactions
+) -> Callable[[PyTree, PyTree, PyTree], PyTree]:
+  """Builds fit(personal, item_table, shared) -> personal.
+
+  Users with fold-in interactions train on them as in a round, for
+  evaluation.fold_in_epochs rounds, from fresh personal parameters; the item
+  table is held still and the server keeps nothing of theirs. Other users'
+  parameters are returned as they are.
+
+  Args:
+    config: The run's config.
+    fold_in: What held-out users show; may be empty.
+
+  Returns:
+    fit; leaves of personal are [num_users, ...].
+  """
+  if not fold_in.num_interactions:
+    return lambda personal, item_table, shared: personal
+  epochs = config.evaluation.fold_in_epochs
+  simulation = make_simulation(
+      dataclasses.replace(
+          config, rounds=epochs, cohort=CohortConfig(size=0),
+          client=dataclasses.replace(
+              config.client, item_learning_rate=0.0, schedule='constant'),
+          engine=dataclasses.replace(config.engine, rounds_per_call=epochs)),
+      fold_in.offsets, fold_in.items, fold_in.ratings, fold_in.num_items,
+      transform_algorithm=_freeze_server)
+  held_out = fold_in.counts > 0
+
+  def fit(personal, item_table, shared):
+    start = simulation.init()
+    server = jax.tree.map(np.asarray, start.server)._replace(
+        item_table=item_table, shared=shared)
+    state = State(
+        simulation.restore(server, personal).server, start.personal)
+    state, _ = simulation.run(state, 0, epochs)
+    return jax.tree.map(
+        lambda new, old: np.where(
+            held_out.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+        simulation.personal_by_client(state), personal)
+
+  return fit
