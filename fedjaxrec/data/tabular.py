@@ -145,6 +145,12 @@ def _times(column: pa.ChunkedArray, source: str, name: str) -> np.ndarray:
                          safe=False)
     return pc.cast(column, pa.int64()).to_numpy()
   if _is_text(kind):
+    for zone in (None, 'UTC'):
+      try:
+        return _times(column.cast(pa.timestamp('us', zone)), source, name)
+      except pa.ArrowInvalid:
+        continue
+    # Digits, or something to refuse: `Interactions` tells.
     return np.array(column.to_pylist(), np.str_)
   if pa.types.is_integer(kind) or pa.types.is_floating(kind):
     return column.to_numpy()
