@@ -38,22 +38,21 @@ def load(config: config_lib.SyntheticConfig, seed: int) -> Interactions:
     Interactions with ids 0..num_users-1 and 0..num_items-1; every user has at
     least one, an item can have none.
   """
-  rng = np.random.default_rng([seed, 0])
-  counts = _activity(config, rng)
+  counts = _activity(config, np.random.default_rng([seed, 0]))
   offsets = np.zeros(config.num_users + 1, np.int64)
   np.cumsum(counts, out=offsets[1:])
   num_rows = int(offsets[-1])
   items = np.empty(num_rows, np.int32)
   ratings = np.empty(num_rows, np.float32)
   timestamps = np.empty(num_rows, np.int64)
-  world = _World(config, rng)
+  world = _World(config, np.random.default_rng([seed, 1]))
   start = 0
   while start < config.num_users:
     stop = int(np.searchsorted(offsets, offsets[start] + _CHUNK_ROWS, 'right'))
     stop = min(max(stop - 1, start + 1), config.num_users)
     rows = slice(offsets[start], offsets[stop])
     items[rows], ratings[rows], timestamps[rows] = world.draw(
-        counts[start:stop], np.random.default_rng([seed, 1, start]))
+        counts[start:stop], np.random.default_rng([seed, 2, start]))
     start = stop
   return Interactions.unchecked(
       offsets, items, ratings, timestamps,
