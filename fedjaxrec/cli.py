@@ -102,7 +102,7 @@ def _run_datasets(values: flags.FlagValues, arguments: list[str]) -> int:
   from fedjaxrec.data import sources
   if not arguments:
     _refuse_idle_flags(values)
-    print(_sources_table(values['data.cache_dir'].value))
+    print(_sources_table(values['data.cache_dir'].value or ''))
     return 0
   _refuse_arguments(arguments[1:])
   given = values['data.source']
