@@ -63,7 +63,6 @@ def place_clients(
   """
   num_clients = len(offsets) - 1
   counts = np.diff(offsets)
-  clients = np.repeat(np.arange(num_clients, dtype=np.int32), counts)
   per_device = -(-num_clients // num_devices)
   local_counts = np.zeros((per_device, num_devices), np.int64)
   local_counts.reshape(-1)[:num_clients] = counts
@@ -74,6 +73,7 @@ def place_clients(
     raise ValueError(
         f'num_devices={num_devices}: a device would hold {width:,} '
         'interactions, and offsets are 32 bits wide; use more devices.')
+  clients = np.repeat(np.arange(num_clients, dtype=np.int32), counts)
   order = np.lexsort((items, clients))
   placed = ClientData(
       starts.astype(np.int32), np.zeros((num_devices, width), np.int32),
