@@ -34,11 +34,25 @@ def build_optimizer(
   direction = {
       'sgd': optax.identity,
       'momentum': lambda: optax.trace(config.momentum),
-      'adagrad': lambda: optax.scale_by_rss(0.0, eps),
+      'adagrad': lambda: _scale_by_adagrad(eps),
       'adam': lambda: optax.scale_by_adam(b1, b2, eps),
-      'yogi': lambda: optax.scale_by_yogi(b1, b2, eps),
+      # Optax starts both moments above zero: then a row without a gradient
+      # would move.
+      'yogi': lambda: optax.scale_by_yogi(
+          b1, b2, eps, initial_accumulator_value=0.0),
   }[config.optimizer]()
   return optax.chain(direction, optax.scale(-learning_rate))
+
+
+def _scale_by_adagrad(eps: float) -> optax.GradientTransformation:
+  """g / (sqrt(sum of g^2) + eps); Optax's own adds eps inside the root."""
+  def update(updates, total, params=None):
+    del params
+    total = jax.tree.map(lambda g, t: t + jnp.square(g), updates, total)
+    return jax.tree.map(
+        lambda g, t: g / (jnp.sqrt(t) + eps), updates, total), total
+
+  return optax.GradientTransformation(optax.tree.zeros_like, update)
 
 
 def make_schedule(
