@@ -437,7 +437,10 @@ def _latest_of_duplicates(
   """
   pair = users.astype(np.int64) * num_items
   pair += items
-  in_order = np.sort(pair)
+  # Half the width sorts in half the time.
+  narrow = (int(users.max(initial=0)) + 1) * num_items <= 2**32
+  in_order = pair.astype(np.uint32 if narrow else np.int64)
+  in_order.sort()
   if not np.any(in_order[1:] == in_order[:-1]):
     return None
   order = np.argsort(pair, kind='stable')

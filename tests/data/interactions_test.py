@@ -153,6 +153,14 @@ class FromColumnsTest(parameterized.TestCase):
         [1], [1], timestamps=np.array(['1970-01-02T00:00:01.9'], 'M8[ns]'))
     self.assertEqual(data.timestamps[0], 86401)
 
+  @parameterized.parameters(70_000, 65_536, 100)
+  def test_duplicates_are_found_in_small_and_large_id_spaces(self, num_ids):
+    last, ids = num_ids - 1, np.arange(num_ids)
+    data = Interactions.from_dense(
+        np.array([last, 0, last]), np.array([last, 1, last]), ids, ids,
+        [1, 2, 3], [7, 7, 7])
+    np.testing.assert_array_equal(data.ratings, [2, 3])
+
   def test_times_too_far_apart_for_one_key_are_still_in_order(self):
     data = Interactions.from_columns(
         [0, 3, 0, 3], [1, 2, 3, 4], None, [2**62, 7, 0, 5])
