@@ -1,4 +1,9 @@
-"""What a client does in a round: (view, client) -> (contribution, personal)."""
+"""What clients do in a round: (view, examples) -> (contribution, personal).
+
+Written for a block of clients side by side: what is one client's mathematics is
+vmapped, and what is the same for all of them (which slots a step reads and
+writes) is not, so that a step costs slices and no gathers.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,13 +19,13 @@ PyTree = Any
 
 
 class View(NamedTuple):
-  """What a client downloads and owns at the start of its round.
+  """What a block of clients downloads and owns at the start of a round.
 
   Attributes:
-    item_rows: Leaves [capacity, 1 + num_negatives, ...]: a row of the item
+    item_rows: Leaves [B, capacity, 1 + num_negatives, ...]: a row of the item
       table for every slot; zeros where a slot is unused.
-    shared: The shared parameters, whole.
-    personal: The client's own parameters.
+    shared: Leaves [B, ...]: the shared parameters, whole.
+    personal: Leaves [B, ...]: the clients' own parameters.
     learning_rate_scale: float32 []: the round's factor on both learning rates.
   """
   item_rows: PyTree
@@ -30,14 +35,14 @@ class View(NamedTuple):
 
 
 class Contribution(NamedTuple):
-  """What a client uploads, and what it measures on the way.
+  """What a block of clients uploads, and what they measure on the way.
 
   Attributes:
     item_rows: Item-addressed leaves, as in View: deltas, after - before.
-    shared: Whole leaves: deltas, after - before.
-    loss_sum: float32 []: the losses summed, of the epochs trained.
-    loss_count: float32 []: terms in that sum.
-    num_examples: int32 []: scores computed that counted (slots times epochs).
+    shared: Whole leaves [B, ...]: deltas, after - before.
+    loss_sum: float32 [B]: the losses summed, of the steps taken.
+    loss_count: float32 [B]: terms in that sum.
+    num_examples: int32 [B]: used slots over the steps taken.
   """
   item_rows: PyTree
   shared: PyTree
@@ -48,7 +53,7 @@ class Contribution(NamedTuple):
 
 class _Carry(NamedTuple):
   item_delta: PyTree
-  dense: PyTree  # (personal, shared)
+  dense: PyTree  # (personal, shared), leaves [B, ...].
   item_state: optax.OptState
   dense_state: optax.OptState
   loss_sum: jax.Array
@@ -78,7 +83,7 @@ def make_local_training(
     proximal_mu: float = 0.0,
     item_optimizer_is_sgd: bool = False,
 ) -> Callable:
-  """Builds train(view, examples, num_examples, bounds) for one client.
+  """Builds train(view, examples, num_examples), for a block of clients.
 
   Gradient steps on batches of consecutive slots, every epoch in the same order.
   The loss of a batch is
@@ -107,9 +112,10 @@ def make_local_training(
       local table; the result is the same.
 
   Returns:
-    train(view, examples, num_examples, bounds) -> (Contribution, personal) for
-    one client; vmap it over a block. bounds = (epochs, batches), int32, trip
-    counts common to the block: at least what any of its clients needs.
+    train(view, examples, num_examples) -> (Contribution, personal); leaves of
+    examples are [B, ...], num_examples is int32 [B] (interactions, 0 for a
+    padding client, which does not move). The block takes as many steps as its
+    longest client needs; capacities above batch_size are multiples of it.
 
   References:
     McMahan et al., 2017, `FedAvg <https://arxiv.org/abs/1602.05629>`_; Li et
@@ -131,55 +137,61 @@ def make_local_training(
                     + square(rows) / jnp.maximum(used.sum(), 1))
     return loss, (loss_sum, count.astype(jnp.float32))
 
-  gradient = jax.grad(batch_loss, argnums=(0, 1), has_aux=True)
+  gradient = jax.vmap(jax.grad(batch_loss, argnums=(0, 1), has_aux=True))
+  init_item, init_dense = jax.vmap(item_optimizer.init), jax.vmap(
+      dense_optimizer.init)
+  update_item = jax.vmap(item_optimizer.update)
+  update_dense = jax.vmap(dense_optimizer.update)
 
-  def train(view: View, examples: Examples, num_examples, bounds):
-    capacity = examples.labels.shape[0]
+  def train(view: View, examples: Examples, num_examples: jax.Array):
+    block, capacity = examples.labels.shape
     size = min(batch_size, capacity)
     batches, total_steps = num_steps(num_examples, batch_size, epochs, steps)
-    start_dense = (view.personal, view.shared)
+    passes = -(-total_steps // jnp.maximum(batches, 1))
 
     def cut(tree, start):
       return jax.tree.map(
-          lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), tree)
+          lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), tree)
 
     def paste(tree, part, start):
       return jax.tree.map(
-          lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0),
+          lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 1),
           tree, part)
 
     def scale(updates):
       return optax.tree.scale(view.learning_rate_scale, updates)
 
     def step(index, batch, carry: _Carry) -> _Carry:
-      # Blocks share trip counts; a client that has finished stands still.
+      # The block shares its trip counts; who has finished stands still.
       active = (batch < batches) & (index < total_steps)
+
       def keep(new, old):
-        return jax.tree.map(lambda n, o: jnp.where(active, n, o), new, old)
+        return jax.tree.map(
+            lambda n, o: jnp.where(
+                active.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old)
 
       start = batch * size
       moved = cut(carry.item_delta, start)
       rows = optax.tree.add(cut(view.item_rows, start), moved)
-      used = cut(examples.used, start) & active
+      used = cut(examples.used, start) & active[:, None, None]
       (row_gradient, dense_gradient), (loss_sum, count) = gradient(
           rows, carry.dense, cut(examples.labels, start), used)
       if proximal_mu:
         pull = optax.tree.sub(carry.dense[1], view.shared)
         dense_gradient = (dense_gradient[0], optax.tree.add_scale(
             dense_gradient[1], proximal_mu, pull))
-      update, dense_state = dense_optimizer.update(
+      update, dense_state = update_dense(
           dense_gradient, carry.dense_state, carry.dense)
       dense = optax.apply_updates(carry.dense, scale(update))
       if touched_only:
-        update, item_state = item_optimizer.update(
-            row_gradient, carry.item_state)
+        update, item_state = update_item(row_gradient, carry.item_state)
         moved = keep(optax.tree.add(moved, scale(update)), moved)
         item_delta = paste(carry.item_delta, moved, start)
       else:
         full = optax.tree.scale(proximal_mu, carry.item_delta)
         full = paste(
             full, optax.tree.add(cut(full, start), row_gradient), start)
-        update, item_state = item_optimizer.update(
+        update, item_state = update_item(
             full, carry.item_state,
             optax.tree.add(view.item_rows, carry.item_delta))
         item_delta = keep(
@@ -189,23 +201,22 @@ def make_local_training(
           keep(item_state, carry.item_state),
           keep(dense_state, carry.dense_state),
           carry.loss_sum + loss_sum, carry.loss_count + count,
-          carry.num_examples + used.sum())
+          carry.num_examples + used.sum((1, 2)))
 
     def epoch(e, carry):
       return jax.lax.fori_loop(
-          0, bounds[1],
+          0, batches.max(),
           lambda b, inner: step(e * batches + b, b, inner), carry)
 
-    zero = jax.tree.map(jnp.zeros_like, view.item_rows)
-    carry = _Carry(
-        zero, start_dense, item_optimizer.init(zero),
-        dense_optimizer.init(start_dense), jnp.float32(0), jnp.float32(0),
-        jnp.int32(0))
-    carry = jax.lax.fori_loop(0, bounds[0], epoch, carry)
+    delta = jax.tree.map(jnp.zeros_like, view.item_rows)
+    dense = (view.personal, view.shared)
+    zero = jnp.zeros(block)
+    carry = jax.lax.fori_loop(0, passes.max(), epoch, _Carry(
+        delta, dense, init_item(delta), init_dense(dense), zero, zero,
+        zero.astype(jnp.int32)))
     personal, shared = carry.dense
-    contribution = Contribution(
+    return Contribution(
         carry.item_delta, optax.tree.sub(shared, view.shared),
-        carry.loss_sum, carry.loss_count, carry.num_examples)
-    return contribution, personal
+        carry.loss_sum, carry.loss_count, carry.num_examples), personal
 
   return train

@@ -39,9 +39,8 @@ class Algorithm(NamedTuple):
     init_personal: key -> one client's personal parameters.
     draw: (Client, key) -> examples; examples.rows (int32, any shape [...], with
       num_items for unused slots) are the item rows that the client touches.
-    client_update: (View, examples, num_examples, bounds) -> (Contribution,
-      personal); leaves of View.item_rows are [*rows.shape, ...].
-    bounds: num_examples int32 [B] -> trip counts common to the block.
+    client_update: (View, examples, num_examples) -> (Contribution, personal),
+      for a block of clients; leaves of View.item_rows are [B, *rows.shape, ...].
     server_update: (ServerState, Sum) -> ServerState.
     learning_rate_scale: round_index -> the clients' factor.
     needs_row_weight: Whether server_update reads Sum.row_weight.
@@ -53,7 +52,6 @@ class Algorithm(NamedTuple):
   init_personal: Callable[[jax.Array], PyTree]
   draw: Callable[[Client, jax.Array], Any]
   client_update: Callable[..., tuple[Contribution, PyTree]]
-  bounds: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
   server_update: Callable[[ServerState, Sum], ServerState]
   learning_rate_scale: Callable[[jax.Array], jax.Array]
   needs_row_weight: bool
@@ -103,14 +101,13 @@ def make_round(
           jax.tree.map(
               lambda x: x.at[examples.rows].get(mode='fill', fill_value=0),
               server.item_table),
-          server.shared,
+          jax.tree.map(
+              lambda x: jnp.broadcast_to(x, (len(members), *x.shape)),
+              server.shared),
           jax.tree.map(lambda x: x.at[members].get(mode='clip'), personal),
           learning_rate_scale)
-      contribution, own = jax.vmap(
-          algorithm.client_update,
-          in_axes=(View(0, None, 0, None), 0, 0, None))(
-              view, examples, clients.num_examples,
-              algorithm.bounds(clients.num_examples))
+      contribution, own = algorithm.client_update(
+          view, examples, clients.num_examples)
       weight = clients.num_examples.astype(jnp.float32)
       if not algorithm.weight_by_examples:
         weight = (weight > 0).astype(jnp.float32)

@@ -4,11 +4,9 @@ FedProx is `client.proximal_mu`; FedAvgM, FedAdagrad, FedAdam and FedYogi are
 `server.optimizer`.
 """
 
-import jax.numpy as jnp
-
 from fedjaxrec.config import Config
 from fedjaxrec.examples import draw_examples
-from fedjaxrec.local_training import make_local_training, num_steps
+from fedjaxrec.local_training import make_local_training
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.objectives import OBJECTIVES
 from fedjaxrec.optimizers import build_optimizer, make_schedule
@@ -50,18 +48,11 @@ def make_fedavg(
       make_schedule(server.schedule, server.final_fraction, config.rounds),
       row_normalization=server.row_normalization, lazy_rows=server.lazy_rows)
 
-  def bounds(num_examples):
-    batches, total = num_steps(
-        num_examples, client.batch_size, client.epochs, client.steps)
-    epochs = -(-total // jnp.maximum(batches, 1))
-    return epochs.max(), batches.max()
-
   return Algorithm(
       init_server=lambda key: steps.init(*recommender.init_server(key)),
       init_personal=recommender.init_personal,
       draw=lambda c, key: draw_examples(c, key, num_items, negatives),
       client_update=train,
-      bounds=bounds,
       server_update=steps.update,
       learning_rate_scale=make_schedule(
           client.schedule, client.final_fraction, config.rounds),

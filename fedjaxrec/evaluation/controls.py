@@ -76,32 +76,37 @@ def train_local_only(
   counts = train.counts[clients]
   num_items = train.num_items
 
-  def alone(client, own, bounds):
-    def one_round(r, carry):
-      item_table, shared, own = carry
-      client_key = jax.random.fold_in(
-          jax.random.fold_in(key, r), client.client_id)
-      examples = algorithm.draw(client, client_key)
-      rows = examples.rows
-      view = View(
-          jax.tree.map(lambda x: x.at[rows].get(mode='fill', fill_value=0),
-                       item_table),
-          shared, own, algorithm.learning_rate_scale(0))
-      contribution, own = algorithm.client_update(
-          view, examples, client.num_examples, bounds)
-      return (
-          jax.tree.map(lambda t, d: t.at[rows].add(d, mode='drop'),
-                       item_table, contribution.item_rows),
-          jax.tree.map(jnp.add, shared, contribution.shared), own)
+  def gather(table, rows):
+    return table.at[rows].get(mode='fill', fill_value=0)
 
-    item_table, shared, own = jax.lax.fori_loop(
-        0, rounds, one_round, (server.item_table, server.shared, own))
-    return algorithm.score(own, item_table, shared)
+  def scatter(table, rows, delta):
+    return table.at[rows].add(delta, mode='drop')
 
   @jax.jit
   def train_block(block, own):
-    bounds = algorithm.bounds(block.num_examples)
-    return jax.vmap(alone, in_axes=(0, 0, None))(block, own, bounds)
+    def one_round(r, carry):
+      item_table, shared, own = carry
+      round_key = jax.random.fold_in(key, r)
+      keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(
+          block.client_id)
+      examples = jax.vmap(algorithm.draw)(block, keys)
+      item_rows = jax.tree.map(
+          lambda table: jax.vmap(gather)(table, examples.rows), item_table)
+      contribution, own = algorithm.client_update(
+          View(item_rows, shared, own, algorithm.learning_rate_scale(0)),
+          examples, block.num_examples)
+      item_table = jax.tree.map(
+          lambda table, delta: jax.vmap(scatter)(table, examples.rows, delta),
+          item_table, contribution.item_rows)
+      return (item_table, jax.tree.map(jnp.add, shared, contribution.shared),
+              own)
+
+    copies = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (len(block.client_id), *x.shape)),
+        (server.item_table, server.shared))
+    item_table, shared, own = jax.lax.fori_loop(
+        0, rounds, one_round, (*copies, own))
+    return jax.vmap(algorithm.score)(own, item_table, shared)
 
   scores = np.zeros((len(clients), num_items), np.float32)
   order = np.argsort(counts, kind='stable')
