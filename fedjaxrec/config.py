@@ -536,7 +536,7 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
   kwargs = {}
   for name, value in values.items():
     kind = fields[name].type
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       value = from_dict(value, kind)
     elif isinstance(value, list):
       value = tuple(value)

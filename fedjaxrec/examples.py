@@ -45,8 +45,8 @@ def permute(
   """Maps 0..size-1 one to one onto itself, by a pseudo-random bijection.
 
   A random shift, then rounds of the swap-or-not shuffle: round r pairs x with
-  k_r - x (modulo size) and swaps the pair if a hash of it says so. Each image is
-  exactly uniform (the shift); pairs of images are so up to about 2^-8.
+  k_r - x (modulo size) and swaps the pair if a hash of it says so. Each image
+  is exactly uniform (the shift); pairs of images are so up to about 2^-8.
 
   Args:
     key: Typed key. One key and one stream are one permutation.

@@ -58,7 +58,7 @@ def _scale_by_adagrad(eps: float) -> optax.GradientTransformation:
 def make_schedule(
     kind: str, final_fraction: float, rounds: int
 ) -> Callable[[jax.Array], jax.Array]:
-  """Builds round_index -> factor on the learning rate, from 1 to final_fraction.
+  """Builds round_index -> factor on the learning rate, 1 to final_fraction.
 
   Args:
     kind: constant, cosine or exponential.

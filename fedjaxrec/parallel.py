@@ -29,10 +29,12 @@ class Placement(NamedTuple):
 
   @property
   def num_devices(self) -> int:
+    """How many devices share the work."""
     return len(self.devices)
 
   @property
   def axis_name(self) -> str | None:
+    """The mapped axis of the devices; None on a single one."""
     return None if self.mode == 'single' else AXIS
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
+Array = Any  # NumPy on the host, JAX on the device.
 
 
 class ClientData(NamedTuple):
@@ -23,9 +24,9 @@ class ClientData(NamedTuple):
     items: int32 [num_devices, interactions_per_device], sorted in a client.
     labels: float32, same shape: the ratings.
   """
-  offsets: jax.Array
-  items: jax.Array
-  labels: jax.Array
+  offsets: Array
+  items: Array
+  labels: Array
 
 
 class Client(NamedTuple):
@@ -37,10 +38,10 @@ class Client(NamedTuple):
     items: int32 [capacity], sorted; num_items after the client's own.
     labels: float32 [capacity]; 0 after the client's own.
   """
-  client_id: jax.Array
-  num_examples: jax.Array
-  items: jax.Array
-  labels: jax.Array
+  client_id: Array
+  num_examples: Array
+  items: Array
+  labels: Array
 
 
 def place_clients(
@@ -138,7 +139,7 @@ def init_personal(
 
 
 def by_client(leaf: np.ndarray | jax.Array, num_clients: int) -> Any:
-  """Undoes the placement: [num_devices, per_device, ...] -> [num_clients, ...]."""
+  """Turns [num_devices, per_device, ...] into [num_clients, ...]."""
   return leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])[:num_clients]
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjaxrec.local_training import Contribution, View
-from fedjaxrec.population import Client, ClientData, gather_clients
+from fedjaxrec.population import Client, gather_clients
 from fedjaxrec.server import ServerState, Sum
 
 PyTree = Any
@@ -40,7 +40,8 @@ class Algorithm(NamedTuple):
     draw: (Client, key) -> examples; examples.rows (int32, any shape [...], with
       num_items for unused slots) are the item rows that the client touches.
     client_update: (View, examples, num_examples) -> (Contribution, personal),
-      for a block of clients; leaves of View.item_rows are [B, *rows.shape, ...].
+      for a block of clients; leaves of View.item_rows are [B, *rows.shape,
+      ...].
     server_update: (ServerState, Sum) -> ServerState.
     learning_rate_scale: round_index -> the clients' factor.
     needs_row_weight: Whether server_update reads Sum.row_weight.

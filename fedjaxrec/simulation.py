@@ -49,8 +49,8 @@ class Simulation(NamedTuple):
     run: (State, first_round, num_rounds) -> (State, RoundMetrics with leaves
       [rounds_per_call]). first_round is the state's round_index, which the host
       must not wait for the device to learn; num_rounds is at most
-      rounds_per_call. The state is donated: use the one returned. Returns before
-      the device is done.
+      rounds_per_call. The state is donated: use the one returned. Returns
+      before the device is done.
     restore: (ServerState, personal by client) -> State, of NumPy arrays.
     personal_by_client: State -> leaves [num_clients, ...] of NumPy arrays.
     rounds_per_call: Most rounds of one call.

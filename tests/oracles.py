@@ -40,7 +40,7 @@ def make_population(counts, num_items, seed=0):
   return Population(
       np.concatenate([[0], np.cumsum(counts)]),
       np.concatenate(items).astype(np.int32),
-      rng.integers(1, 6, sum(counts)).astype(np.float32), num_items)
+      rng.uniform(0.5, 1.5, sum(counts)).astype(np.float32), num_items)
 
 
 def tolerance(steps, roundings, gain=1.0):
@@ -167,6 +167,7 @@ class Client(NamedTuple):
   shared: dict
   loss_sum: float
   loss_count: int
+  num_examples: int  # Scores computed.
 
 
 def train_client(table, shared, personal, rows, labels, *, objective='bce',
@@ -186,9 +187,10 @@ def train_client(table, shared, personal, rows, labels, *, objective='bce',
   batches = [slice(start, start + batch_size)
              for start in range(0, len(rows), batch_size)]
   steps = steps or epochs * len(batches)
-  loss_sum, loss_count = 0.0, 0
+  loss_sum, loss_count, num_examples = 0.0, 0, 0
   for step in range(steps if batches else 0):
     batch = batches[step % len(batches)]
+    num_examples += (rows[batch] < len(table['item'])).sum()
     loss, count, g_table, g_shared, g_personal = batch_gradients(
         objective, table, shared, personal, rows[batch], labels[batch], l2)
     loss_sum, loss_count = loss_sum + loss, loss_count + count
@@ -206,7 +208,7 @@ def train_client(table, shared, personal, rows, labels, *, objective='bce',
     table, shared, personal = moved
   return Client(
       add(table, start_table, -1), add(shared, start_shared, -1), loss_sum,
-      loss_count), personal
+      loss_count, num_examples), personal
 
 
 # --- The server --------------------------------------------------------------

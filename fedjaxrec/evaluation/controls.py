@@ -93,7 +93,8 @@ def train_local_only(
       item_rows = jax.tree.map(
           lambda table: jax.vmap(gather)(table, examples.rows), item_table)
       contribution, own = algorithm.client_update(
-          View(item_rows, shared, own, algorithm.learning_rate_scale(0)),
+          View(item_rows, shared, own,
+               algorithm.learning_rate_scale(jnp.int32(0))),
           examples, block.num_examples)
       item_table = jax.tree.map(
           lambda table, delta: jax.vmap(scatter)(table, examples.rows, delta),
@@ -120,7 +121,8 @@ def train_local_only(
       mine = members[start:start + _BLOCK_SIZE]
       padded = np.pad(mine, (0, _BLOCK_SIZE - len(mine)), mode='edge')
       block = _read_block(train, clients[padded], capacity)
-      out = train_block(block, jax.tree.map(lambda x: x[padded], personal))
+      out = train_block(
+          block, jax.tree.map(lambda x, places=padded: x[places], personal))
       scores[mine] = np.asarray(out)[:len(mine)]
   return scores
 

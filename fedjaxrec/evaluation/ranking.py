@@ -230,12 +230,11 @@ def _rank(wanted, valid, others, is_candidate):
         0, jnp.max(jnp.sum(valid, axis=1)), count_above,
         jnp.zeros(wanted.shape, jnp.int32))
   else:
-    # Descending order, what does not count last; -0.0 must tie with 0.0.
-    key = jnp.where(is_candidate & (others != 0), -others,
-                    jnp.where(is_candidate, 0.0, jnp.inf))
+    # In descending order; what does not count stands last.
+    falling = jnp.sort(jnp.where(is_candidate, -others, jnp.inf), axis=1)
     above = jax.vmap(
         lambda row, score: jnp.searchsorted(row, score, side='right'))(
-            jnp.sort(key, axis=1), jnp.where(wanted != 0, -wanted, 0.0))
+            falling, -wanted)
     # What does not count was counted only for a score of minus infinity.
     above = jnp.minimum(above.astype(jnp.int32), num_candidates[:, None])
   order = jnp.argsort(jnp.where(valid, -wanted, jnp.inf), axis=1, stable=True)

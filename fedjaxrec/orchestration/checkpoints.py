@@ -29,8 +29,8 @@ class Best(NamedTuple):
     shared: The shared parameters.
     personal: Leaves [num_clients, ...].
   """
-  round: np.ndarray
-  ndcg: np.ndarray
+  round: np.int32
+  ndcg: np.float32
   item_table: PyTree
   shared: PyTree
   personal: PyTree
@@ -48,7 +48,7 @@ class Checkpoint(NamedTuple):
   server: PyTree
   personal: PyTree
   best: Best
-  train_s: np.ndarray
+  train_s: np.float64
 
 
 class Store(NamedTuple):
@@ -108,7 +108,7 @@ def open_store(directory: pathlib.Path, keep: int) -> Store:
       leaves = [np.asarray(found.arrays[str(i)])
                 for i in range(len(found.arrays))]
       damaged = found.meta['sha256'] != _digest(leaves)
-    except Exception as error:  # Whatever Orbax raises, the user's way out is one.
+    except Exception as error:  # Whatever it is, there is one way out.
       raise ValueError(
           f'checkpoint={folder} is damaged and was not read '
           f'({type(error).__name__}); {way_out}') from error
@@ -116,13 +116,13 @@ def open_store(directory: pathlib.Path, keep: int) -> Store:
       raise ValueError(
           f'checkpoint={folder} is damaged (its arrays do not match its '
           f'digest) and was not read; {way_out}')
-    wanted, treedef = jax.tree.flatten(like)
+    wanted = jax.tree.leaves(like)
     if [(x.shape, x.dtype) for x in wanted] != [
         (x.shape, x.dtype) for x in leaves]:
       raise ValueError(
           f'checkpoint={folder} was written for other shapes: the data, the '
           'model or the optimizers have changed. Resume with the config and '
           'the data of the run, or start again with --overwrite.')
-    return round_index, treedef.unflatten(leaves)
+    return round_index, jax.tree.unflatten(jax.tree.structure(like), leaves)
 
   return Store(save, restore, manager.close)

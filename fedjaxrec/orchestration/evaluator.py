@@ -1,4 +1,4 @@
-"""What a model is worth: validation on the way, test and controls at the end."""
+"""What a model is worth: validation on the way; test, controls at the end."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ def make_evaluator(
   fold_in = make_fold_in(config, split.fold_in)
   score = simulation.algorithm.score
 
-  def make_test_ranker(score_fn, users=None, top_k=max(ks)):
+  def make_test_ranker(score_fn, users=None):
     def part(interactions):
       return interactions if users is None else select_users(
           interactions, users)
@@ -76,7 +76,7 @@ def make_evaluator(
         [part(p) for p in (split.train, split.validation, split.fold_in)],
         num_items, protocol=evaluation.protocol,
         batch_size=evaluation.batch_size, seed=config.seed,
-        negatives=negatives, top_k=top_k)
+        negatives=negatives, top_k=max(ks))
 
   def summarise(ranks: Ranks) -> Metrics:
     return metrics.summarise_ranks(

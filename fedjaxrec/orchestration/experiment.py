@@ -1,4 +1,4 @@
-"""From a config to a run directory: what `fedjaxrec train` and `evaluate` do."""
+"""From a config to a run directory: what the train and evaluate commands do."""
 
 import dataclasses
 import pathlib

@@ -114,7 +114,7 @@ def train_rounds(
         lambda x, n=upto - stop.round: np.asarray(x)[:n], metrics)
     seconds = time.perf_counter() - begin
     _check_finite(config, metrics.loss, stop.round)
-    lines = [
+    lines: list[dict[str, Any]] = [
         {'round': stop.round + i + 1,
          'loss': float(metrics.loss[i]),
          'reported': int(metrics.reported[i]),

@@ -150,7 +150,7 @@ def build_sampler(
   if config.sampler == 'poisson':
     cap = min(config.cap or poisson_cap(len(eligible), size), len(eligible))
     return poisson(eligible, size, seed, cap), cap
-  if config.sampler == 'weighted':
+  if weights is not None:
     return weighted(eligible, size, seed, weights), size
   sampler = {'uniform': uniform, 'shuffled': shuffled}[config.sampler]
   return sampler(eligible, size, seed), size
