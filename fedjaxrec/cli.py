@@ -8,6 +8,7 @@ on the standard error and exit code 2. What is no refusal keeps its traceback.
 import datetime
 import difflib
 import json
+import os
 import pathlib
 import re
 import sys
@@ -215,13 +216,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   Returns:
     The exit code: 0, 1 when training diverged, 2 when the command line, the
-    config or the data is refused, 130 when interrupted.
+    config or the data is refused, 130 when interrupted, 141 when nobody reads
+    the output any more.
   """
   argv = list(sys.argv if argv is None else argv)
   try:
-    return _dispatch(argv[1:])
+    code = _dispatch(argv[1:])
+    sys.stdout.flush()
+    return code
   except UsageError as error:
     return _refuse(str(error))
+  except BrokenPipeError:  # The reader, `head` for one, has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
   except (ValueError, OSError) as error:
     if not _raised_here(error):
       raise

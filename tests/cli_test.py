@@ -312,3 +312,10 @@ def test_the_module_is_the_command():
                           cwd=ROOT, text=True, capture_output=True)
   assert result.returncode == 2
   assert result.stderr.count('\n') == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+  script = '{ "$0" -m fedjaxrec train --helpfull; echo $? >&2; } | true'
+  result = subprocess.run(['bash', '-c', script, sys.executable], cwd=ROOT,
+                          text=True, capture_output=True)
+  assert result.stderr.strip() in ('0', '141')
