@@ -11,21 +11,10 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-# Up to this many times the number of rows, integer ids are renumbered through a
-# table over their range; beyond, by sorting.
-_TABLE_FACTOR = 4
-
-
-class Columns(NamedTuple):
-  """A source's rows in the source's order, before ids are renumbered."""
-  users: np.ndarray  # [num_rows], integers or strings.
-  items: np.ndarray  # [num_rows], integers or strings.
-  ratings: np.ndarray | None = None  # [num_rows]
-  timestamps: np.ndarray | None = None  # [num_rows], seconds.
+from fedjaxrec.data import columns
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,8 +167,8 @@ class Interactions:
       ValueError: For no rows at all, columns of unequal length, or a null id,
         NaN or infinite rating, missing or negative timestamp, with its row.
     """
-    user_ids, user_index = dense_ids(users, f'{source}: user')
-    item_ids, item_index = dense_ids(items, f'{source}: item')
+    user_ids, user_index = columns.dense_ids(users, f'{source}: user')
+    item_ids, item_index = columns.dense_ids(items, f'{source}: item')
     return cls.from_dense(
         user_index, item_index, user_ids, item_ids, ratings, timestamps,
         source, ordered_by_time)
@@ -220,10 +209,11 @@ class Interactions:
         raise ValueError(
             f'{source}: {len(array)} {name}s but {num_rows} users; the columns '
             'must be of equal length.')
-      _refuse((array < 0) | (array >= len(ids)), array, source, name,
-              f'must lie in 0..{len(ids) - 1}')
-    values = _clean_ratings(ratings, num_rows, source)
-    times = _clean_timestamps(timestamps, num_rows, source)
+      columns.refuse(
+          (array < 0) | (array >= len(ids)), array, source, name,
+          f'must lie in 0..{len(ids) - 1}')
+    values = columns.clean_ratings(ratings, num_rows, source)
+    times = columns.clean_timestamps(timestamps, num_rows, source)
     has_timestamps = timestamps is not None and ordered_by_time
     order = _row_order(users, times if has_timestamps else None)
     if order is not None:
@@ -289,125 +279,6 @@ def filter_interactions(
       np.concatenate([[0], np.cumsum(kept.counts[has_user])]),
       renumbered[kept.items], kept.ratings, kept.timestamps,
       kept.user_ids[has_user], kept.item_ids[has_item], kept.has_timestamps)
-
-
-def dense_ids(
-    column: np.ndarray | Sequence, name: str = 'id'
-) -> tuple[np.ndarray, np.ndarray]:
-  """Numbers ids 0, 1, ... in their sorted order.
-
-  Args:
-    column: [num_rows] integers, whole floats, strings or bytes (UTF-8).
-    name: For error messages.
-
-  Returns:
-    The distinct ids, sorted, [num_ids], and int32 [num_rows] indices into them.
-
-  Raises:
-    ValueError: For a null (None, NaN, empty string) or fractional id.
-  """
-  column = _clean_ids(column, name)
-  if not len(column):
-    return column, np.zeros(0, np.int32)
-  if column.dtype.kind in 'iu':
-    low, high = int(column.min()), int(column.max())
-    if high - low < max(_TABLE_FACTOR * len(column), 2**20):
-      shifted = (column - column.dtype.type(low)).astype(np.int64, copy=False)
-      present = np.zeros(high - low + 1, np.bool_)
-      present[shifted] = True
-      ids = np.flatnonzero(present).astype(column.dtype)
-      ids += column.dtype.type(low)
-      return ids, (np.cumsum(present, dtype=np.int32) - 1)[shifted]
-  ids, index = np.unique(column, return_inverse=True)
-  return ids, index.astype(np.int32)
-
-
-def _clean_ids(column, name: str) -> np.ndarray:
-  column = np.asarray(column)
-  if column.ndim != 1:
-    raise ValueError(f'{name} ids have shape {column.shape}; give one column.')
-  if column.dtype.kind == 'O':
-    null = (column == np.array(None, object)) | (column != column)
-    _refuse(null.astype(np.bool_), column, name, 'id', 'must not be null')
-    if len(column) and isinstance(column[0], bytes):
-      column = column.astype(np.bytes_)
-    elif len(column) and isinstance(column[0], str):
-      column = column.astype(np.str_)
-    else:
-      column = np.array(column.tolist())
-  if column.dtype.kind == 'S':
-    column = np.char.decode(column, 'utf-8')
-  if column.dtype.kind == 'f':
-    _refuse(~(column == np.floor(column)), column, name, 'id',
-            'must be a whole number or a string, and not null')
-    _refuse(np.abs(column) > 2**53, column, name, 'id',
-            'is a float too large to be exact; give integers or strings')
-    column = column.astype(np.int64)
-  if column.dtype.kind in 'UT':
-    _refuse(column == '', column, name, 'id', 'must not be empty')
-  elif column.dtype.kind == 'i':
-    column = column.astype(np.int64, copy=False)
-  elif column.dtype.kind == 'u':
-    column = column.astype(
-        np.uint64 if column.dtype.itemsize == 8 else np.int64, copy=False)
-  else:
-    raise ValueError(
-        f'{name} ids are of type {column.dtype}; give integers or strings.')
-  return column
-
-
-def _clean_ratings(ratings, num_rows: int, source: str) -> np.ndarray:
-  if ratings is None:
-    return np.ones(num_rows, np.float32)
-  try:
-    ratings = np.asarray(ratings).astype(np.float32, copy=False)
-  except (TypeError, ValueError) as error:
-    raise ValueError(
-        f'{source}: the ratings are not all numbers ({error}).') from error
-  _same_length('rating', ratings, num_rows, source)
-  _refuse(~np.isfinite(ratings), ratings, source, 'rating',
-          'must be a finite number; drop the row or fill it in')
-  return ratings
-
-
-def _clean_timestamps(timestamps, num_rows: int, source: str) -> np.ndarray:
-  if timestamps is None:
-    return np.zeros(num_rows, np.int64)
-  timestamps = np.asarray(timestamps)
-  _same_length('timestamp', timestamps, num_rows, source)
-  missing = 'must not be missing; drop the row or fill it in'
-  if timestamps.dtype.kind in 'SU':
-    timestamps = _parse_times(timestamps, source)
-  if timestamps.dtype.kind == 'M':
-    _refuse(np.isnat(timestamps), timestamps, source, 'timestamp', missing)
-    timestamps = timestamps.astype('datetime64[s]').astype(np.int64)
-  elif timestamps.dtype.kind == 'f':
-    _refuse(~np.isfinite(timestamps), timestamps, source, 'timestamp', missing)
-    _refuse(np.abs(timestamps) >= 2.0**62, timestamps, source, 'timestamp',
-            'is no number of seconds')
-    timestamps = np.floor(timestamps).astype(np.int64)
-  elif timestamps.dtype.kind not in 'iu':
-    raise ValueError(
-        f'{source}: timestamps are of type {timestamps.dtype}; give seconds '
-        'since 1970, datetime64, or text as 2001-02-03 04:05:06.')
-  timestamps = timestamps.astype(np.int64, copy=False)
-  _refuse(timestamps < 0, timestamps, source, 'timestamp',
-          'must not be negative (seconds since 1970)')
-  return timestamps
-
-
-def _parse_times(text: np.ndarray, source: str) -> np.ndarray:
-  """Reads text that is seconds since 1970, or dates and times (ISO 8601)."""
-  if text.dtype.kind == 'S':
-    text = np.char.decode(text, 'utf-8')
-  try:
-    if np.char.isdecimal(text).all():
-      return text.astype(np.int64)
-    return text.astype('datetime64[s]')
-  except ValueError as error:
-    raise ValueError(
-        f'{source}: the timestamps are not all times ({error}); give seconds '
-        'since 1970, or text as 2001-02-03 04:05:06.') from error
 
 
 def _row_order(
@@ -484,25 +355,29 @@ def _check(data: Interactions) -> None:
     raise ValueError(
         f'offsets run from {offsets[0]} to {offsets[-1]}; they must rise from '
         f'0 to the number of interactions, {len(items)}, and never fall.')
-  for name, array in (('rating', data.ratings), ('timestamp', data.timestamps)):
-    _same_length(name, array, len(items), 'Interactions')
-  for name, ids in (('user_ids', data.user_ids), ('item_ids', data.item_ids)):
+  for field, array in (('rating', data.ratings),
+                       ('timestamp', data.timestamps)):
+    columns.same_length(field, array, len(items), 'Interactions')
+  for field, ids in (('user_ids', data.user_ids), ('item_ids', data.item_ids)):
     if len(np.unique(ids)) != len(ids):
-      raise ValueError(f'{name} holds an id twice; the map must be one to one.')
-  _refuse((items < 0) | (items >= data.num_items), items, 'Interactions',
-          'item', f'is outside the catalogue 0..{data.num_items - 1}')
-  _refuse(~np.isfinite(data.ratings), data.ratings, 'Interactions', 'rating',
-          'must be a finite number')
-  _refuse(data.timestamps < 0, data.timestamps, 'Interactions', 'timestamp',
-          'must not be negative')
+      raise ValueError(
+          f'{field} holds an id twice; the map must be one to one.')
+  name = 'Interactions'
+  columns.refuse((items < 0) | (items >= data.num_items), items, name, 'item',
+                 f'is outside the catalogue 0..{data.num_items - 1}')
+  columns.refuse(~np.isfinite(data.ratings), data.ratings, name, 'rating',
+                 'must be a finite number')
+  columns.refuse(data.timestamps < 0, data.timestamps, name, 'timestamp',
+                 'must not be negative')
   users = data.users
   if data.has_timestamps:
     falls = np.zeros(len(items), np.bool_)
     falls[1:] = ((users[1:] == users[:-1])
                  & (data.timestamps[1:] < data.timestamps[:-1]))
-    _refuse(falls, data.timestamps, 'Interactions', 'timestamp',
-            "lies before the user's previous row; sort a user's rows by time, "
-            'or use Interactions.from_columns')
+    columns.refuse(
+        falls, data.timestamps, name, 'timestamp',
+        "lies before the user's previous row; sort a user's rows by time, or "
+        'use Interactions.from_columns')
   keep = _latest_of_duplicates(users, items, data.num_items)
   if keep is not None:
     row = int(np.flatnonzero(~keep)[0])
@@ -527,22 +402,6 @@ def _as_vector(field: str, array, dtype) -> np.ndarray:
         f'{field} has an entry {array.max()} that does not fit '
         f'{np.dtype(dtype)}.')
   return array.astype(dtype)
-
-
-def _same_length(name: str, array, num_rows: int, source: str) -> None:
-  if array.shape != (num_rows,):
-    raise ValueError(
-        f'{source}: {name}s have shape {array.shape}, but there are {num_rows} '
-        'rows; the columns must be of equal length.')
-
-
-def _refuse(bad: np.ndarray, values, source: str, name: str, rule: str) -> None:
-  """Raises ValueError for the first row where `bad` holds."""
-  if not np.any(bad):
-    return
-  row = int(np.argmax(bad))
-  raise ValueError(
-      f'{source}: {name}={values[row]!s} in row {row} (counted from 0) {rule}.')
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -14,9 +14,10 @@ import zipfile
 import numpy as np
 from absl import logging
 
+from fedjaxrec.data import columns as columns_lib
 from fedjaxrec.data import interactions as interactions_lib
 
-Columns = interactions_lib.Columns
+Columns = columns_lib.Columns
 Interactions = interactions_lib.Interactions
 
 

@@ -21,6 +21,7 @@ import pathlib
 
 import numpy as np
 
+from fedjaxrec.data import columns as columns_lib
 from fedjaxrec.data import interactions as interactions_lib
 from fedjaxrec.data import licences, movielens, splits
 
@@ -110,7 +111,7 @@ def _pick(name: str, kind: str, there: list[str]) -> str:
   return next((file for file in wanted if file in there), '')
 
 
-def _read_ratings(file: pathlib.Path) -> interactions_lib.Columns:
+def _read_ratings(file: pathlib.Path) -> columns_lib.Columns:
   raw = movielens.unpack(file.read_bytes())
   rows = movielens.parse_ratings(raw, '\t', str(file))
   for name, ids in (('user', rows.users), ('item', rows.items)):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
+from fedjaxrec.data import columns as columns_lib
 from fedjaxrec.data import interactions as interactions_lib
 
 Interactions = interactions_lib.Interactions
@@ -112,9 +113,9 @@ def _ids(column: pa.ChunkedArray, name: str) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(encoded, pa.ChunkedArray):
       encoded = encoded.unify_dictionaries().combine_chunks()
     distinct = np.array(encoded.dictionary.to_pylist(), np.str_)
-    ids, index = interactions_lib.dense_ids(distinct, name)
+    ids, index = columns_lib.dense_ids(distinct, name)
     return ids, index[encoded.indices.to_numpy()]
-  return interactions_lib.dense_ids(column.to_numpy(), name)
+  return columns_lib.dense_ids(column.to_numpy(), name)
 
 
 def _numbers(column: pa.ChunkedArray, source: str, name: str) -> np.ndarray:

@@ -101,44 +101,6 @@ class FromColumnsTest(parameterized.TestCase):
     np.testing.assert_array_equal(data.timestamps, [0, 3])
     self.assertFalse(data.has_timestamps)
 
-  @parameterized.named_parameters(
-      ('strings', ['b', 'a', 'c'], ['a', 'b', 'c']),
-      ('bytes', [b'b', b'a', b'\xc3\xa9'], ['a', 'b', 'é']),
-      ('objects', np.array(['b', 'a'], object), ['a', 'b']),
-      ('object integers', np.array([3, 1], object), [1, 3]),
-      ('whole floats', [3.0, 1.0], [1, 3]),
-      ('sparse', [2**62, 5, -7], [-7, 5, 2**62]),
-      ('unsigned', np.array([2**64 - 1, 0], np.uint64), [0, 2**64 - 1]))
-  def test_ids_are_dense_in_the_sorted_order_of_the_source(self, ids, expected):
-    found, index = interactions_lib.dense_ids(ids)
-    self.assertEqual(found.tolist(), expected)
-    self.assertEqual(index.dtype, np.int32)
-    self.assertEqual(
-        found[index].tolist(),
-        [i.decode() if isinstance(i, bytes) else i for i in list(ids)])
-
-  @parameterized.named_parameters(
-      ('none', np.array([1, None], object)), ('nan', [1.0, np.nan]),
-      ('fraction', [1.0, 2.5]), ('infinite', [1.0, np.inf]),
-      ('empty', ['a', '']), ('object nan', np.array(['a', np.nan], object)))
-  def test_a_bad_id_is_refused_with_its_row(self, ids):
-    with self.assertRaisesRegex(ValueError, r'f\.csv: item: id=.* in row 1 '):
-      Interactions.from_columns([1, 1], ids, source='f.csv')
-
-  @parameterized.named_parameters(
-      ('nan', dict(ratings=[1, np.nan]), 'rating=nan in row 1 '),
-      ('infinite', dict(ratings=[-np.inf, 1]), 'rating=-inf in row 0 '),
-      ('word', dict(ratings=['3', 'x']), 'not all numbers'),
-      ('negative', dict(timestamps=[1, -1]), 'timestamp=-1 in row 1 '),
-      ('not a time', dict(timestamps=np.array(['2020', 'NaT'], 'M8[s]')),
-       'timestamp=NaT in row 1 '),
-      ('nan time', dict(timestamps=[np.nan, 1.]), 'timestamp=nan in row 0 '),
-      ('text time', dict(timestamps=['a', 'b']), 'not all times'),
-      ('length', dict(ratings=[1.0]), 'equal length'))
-  def test_a_bad_value_is_refused_with_its_row(self, columns, message):
-    with self.assertRaisesRegex(ValueError, f'f.csv.*{message}'):
-      Interactions.from_columns([1, 1], [1, 2], source='f.csv', **columns)
-
   def test_no_rows_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'num_interactions=0'):
       Interactions.from_columns([], [])
@@ -147,11 +109,6 @@ class FromColumnsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r'item=2 in row 1 .*0\.\.1'):
       Interactions.from_dense(
           np.array([0, 0]), np.array([1, 2]), np.arange(1), np.arange(2))
-
-  def test_datetimes_are_seconds(self):
-    data = Interactions.from_columns(
-        [1], [1], timestamps=np.array(['1970-01-02T00:00:01.9'], 'M8[ns]'))
-    self.assertEqual(data.timestamps[0], 86401)
 
   @parameterized.parameters(70_000, 65_536, 100)
   def test_duplicates_are_found_in_small_and_large_id_spaces(self, num_ids):
