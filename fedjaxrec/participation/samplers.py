@@ -1,4 +1,4 @@
-"""Who is invited to a round: one function a sampler, listed in `SAMPLERS`.
+"""Who is invited to a round: one function a sampler, and one that chooses.
 
 A sampler is a pure function round_index -> client ids: it can be asked for any
 round at any time, so a resumed run draws the cohorts of the uninterrupted one.
@@ -84,7 +84,7 @@ def weighted(
 
 
 def poisson_cap(eligible: int, size: int) -> int:
-  """The least cap that a Poisson cohort passes with probability below 1e-9.
+  """A cap that a Poisson cohort passes with probability below 1e-9.
 
   By Bernstein's inequality, with P(draw >= size + t) <= 1e-9.
   """
@@ -102,16 +102,17 @@ def read_weights(path: str, num_clients: int) -> np.ndarray:
       weights, or holds one that is negative or not finite.
   """
   try:
-    weights = np.load(path, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
+    # An .npz archive is no array, and an array need not hold numbers.
+    weights = np.asarray(np.load(path, allow_pickle=False), np.float64)
+  except (OSError, ValueError, TypeError, EOFError) as error:
     raise ValueError(
-        f'cohort.weights_path={path!r} is no readable .npy file ({error}); '
-        'write one with numpy.save, one weight a client.') from error
+        f'cohort.weights_path={path!r} is no readable .npy file of numbers '
+        f'({error}); write one with numpy.save, one weight a client.'
+    ) from error
   if weights.shape != (num_clients,):
     raise ValueError(
         f'cohort.weights_path={path!r} has the shape {weights.shape}; it needs '
         f'one weight for each of the {num_clients} clients.')
-  weights = weights.astype(np.float64)
   if not np.isfinite(weights).all() or (weights < 0).any():
     raise ValueError(
         f'cohort.weights_path={path!r} holds a weight that is negative or not '
@@ -140,14 +141,20 @@ def build_sampler(
     eligible = eligible[weights[eligible] > 0]
   if not len(eligible):
     raise ValueError(
-        'no client has a training interaction (and a weight above 0); check '
-        'the filters of --data and the split.')
+        f'cohort.sampler={config.sampler}: none of num_clients='
+        f'{len(num_examples)} has a training interaction (and a weight above '
+        '0); check the filters of --data and the split.')
   size = config.size or len(eligible)
   if size > len(eligible):
     raise ValueError(
         f'cohort.size={size} is larger than the {len(eligible)} clients that '
         'can take part; use a smaller cohort, or 0 for all of them.')
   if config.sampler == 'poisson':
+    if config.cap and config.cap < size:
+      raise ValueError(
+          f'cohort.cap={config.cap} is below the {size} clients that '
+          f'cohort.size={config.size} asks for: more than half of the rounds '
+          'would be truncated; raise it, or use 0.')
     cap = min(config.cap or poisson_cap(len(eligible), size), len(eligible))
     return poisson(eligible, size, seed, cap), cap
   if weights is not None:
