@@ -42,5 +42,5 @@ class NeuMF(nnx.Module):
         [jnp.broadcast_to(self.user_mlp[...], item_mlp.shape), item_mlp], -1)
     for layer in self.hidden:
       x = jax.nn.relu(layer(x))
-    gmf = self.user[...] * self.item[...]
+    gmf = self.user[...][None, :] * self.item[...]
     return self.output(jnp.concatenate([gmf, x], -1))[..., 0]
