@@ -1,0 +1,33 @@
+"""Matrix factorisation against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjaxrec.config import ModelConfig
+from fedjaxrec.models.registry import build_recommender
+
+
+def test_the_score_by_hand():
+  recommender = build_recommender(ModelConfig(dim=2), 3)
+  scores = recommender.score(
+      {'user': jnp.array([1.0, -2.0]), 'user_bias': jnp.float32(0.25)},
+      {'item': jnp.array([[3.0, 1.0], [0.5, 0.5], [0.0, -1.0]]),
+       'item_bias': jnp.array([0.0, 1.0, -1.0])}, {'bias': jnp.float32(10.0)})
+  np.testing.assert_array_equal(scores, [11.25, 10.75, 11.25])
+
+
+def test_vectors_start_with_the_configured_scale_and_biases_at_zero():
+  num_items, dim = 2000, 8
+  recommender = build_recommender(
+      ModelConfig(dim=dim, init_scale=0.3), num_items)
+  table, shared = recommender.init_server(jax.random.key(0))
+  # The standard error of a standard deviation is scale / sqrt(2 n).
+  assert abs(np.std(table['item']) - 0.3) < 5 * 0.3 / np.sqrt(
+      2 * num_items * dim)
+  np.testing.assert_array_equal(table['item_bias'], 0)
+  assert shared == {'bias': 0}
+  personal = jax.vmap(recommender.init_personal)(
+      jax.random.split(jax.random.key(1), 1000))
+  assert abs(np.std(personal['user']) - 0.3) < 5 * 0.3 / np.sqrt(16_000)
+  np.testing.assert_array_equal(personal['user_bias'], 0)
