@@ -43,8 +43,10 @@ def communication_summary(
   """
   row_bytes = sum(_bytes(leaf, True) for leaf in jax.tree.leaves(item_table))
   shared_bytes = sum(_bytes(leaf, False) for leaf in jax.tree.leaves(shared))
-  uplink = rows.mean() * (row_bytes + INDEX_BYTES) + shared_bytes
-  downlink = rows.mean() * row_bytes + shared_bytes
+  # Poisson sampling may invite nobody in a short run.
+  mean_rows = rows.mean() if len(rows) else 0.0
+  uplink = mean_rows * (row_bytes + INDEX_BYTES) + shared_bytes
+  downlink = mean_rows * row_bytes + shared_bytes
   return {
       'uplink_bytes_per_client': float(uplink),
       'downlink_bytes_per_client': float(downlink),
