@@ -1,6 +1,6 @@
 """One dotted absl flag for every field of the config, and the way back.
 
-`define_flags` walks the frozen dataclasses of `fedjaxrec/config.py`: the field
+`define_flags` walks the frozen dataclasses of `fedjaxrec/config/`: the field
 `cohort.size` becomes `--cohort.size`, its default the flag's default, its line
 in the class's `Attributes:` section the flag's help. `read_config` rebuilds the
 config by `dataclasses.replace`, so every value is validated again. Presets are

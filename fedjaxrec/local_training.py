@@ -122,6 +122,8 @@ def make_local_training(
     al., 2020, `FedProx <https://arxiv.org/abs/1812.06127>`_.
   """
   touched_only = item_optimizer_is_sgd and proximal_mu == 0
+  # Each slot is read once: its row then makes room for its delta, in place.
+  in_place = touched_only and epochs == 1 and not steps
 
   def square(tree):
     return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree))
@@ -171,8 +173,11 @@ def make_local_training(
                 active.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old)
 
       start = batch * size
-      moved = cut(carry.item_delta, start)
-      rows = optax.tree.add(cut(view.item_rows, start), moved)
+      if in_place:
+        rows = cut(carry.item_delta, start)
+      else:
+        moved = cut(carry.item_delta, start)
+        rows = optax.tree.add(cut(view.item_rows, start), moved)
       used = cut(examples.used, start) & active[:, None, None]
       (row_gradient, dense_gradient), (loss_sum, count) = gradient(
           rows, carry.dense, cut(examples.labels, start), used)
@@ -184,9 +189,12 @@ def make_local_training(
           dense_gradient, carry.dense_state, carry.dense)
       dense = optax.apply_updates(carry.dense, scale(update))
       if touched_only:
+        # Slots unused or at rest have zero rows, gradients and so updates.
         update, item_state = update_item(row_gradient, carry.item_state)
-        moved = keep(optax.tree.add(moved, scale(update)), moved)
-        item_delta = paste(carry.item_delta, moved, start)
+        update = scale(update)
+        if not in_place:
+          update = keep(optax.tree.add(moved, update), moved)
+        item_delta = paste(carry.item_delta, update, start)
       else:
         full = optax.tree.scale(proximal_mu, carry.item_delta)
         full = paste(
@@ -208,7 +216,8 @@ def make_local_training(
           0, batches.max(),
           lambda b, inner: step(e * batches + b, b, inner), carry)
 
-    delta = jax.tree.map(jnp.zeros_like, view.item_rows)
+    delta = view.item_rows if in_place else jax.tree.map(
+        jnp.zeros_like, view.item_rows)
     dense = (view.personal, view.shared)
     zero = jnp.zeros(block)
     carry = jax.lax.fori_loop(0, passes.max(), epoch, _Carry(

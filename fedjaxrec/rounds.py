@@ -114,6 +114,10 @@ def make_round(
         weight = (weight > 0).astype(jnp.float32)
 
       def weigh(x):
+        # Without weights this is no pass over the deltas: a padding client's
+        # rows are dropped, and its other deltas are zero.
+        if not algorithm.weight_by_examples:
+          return x
         return x * weight.reshape(-1, *[1] * (x.ndim - 1))
 
       rows = examples.rows.reshape(-1)

@@ -174,22 +174,14 @@ def parse_ratings(raw: bytes, delimiter: str, name: str) -> Columns:
     ValueError: For a malformed line, with its number (counted from 1).
   """
   # pyarrow takes a tenth of a second to import and a cached run needs none.
-  import pyarrow as pa  # pylint: disable=g-import-not-at-top
-  from pyarrow import csv  # pylint: disable=g-import-not-at-top
+  from fedjaxrec.data import tabular  # pylint: disable=g-import-not-at-top
   text = raw.replace(b'::', b'\t') if delimiter == '::' else raw
-  types = {'user': pa.int64(), 'item': pa.int64(), 'rating': pa.float32(),
-           'timestamp': pa.int64()}
   try:
-    table = csv.read_csv(
-        pa.BufferReader(text),
-        csv.ReadOptions(column_names=list(types),
-                        skip_rows=int(delimiter == ',')),
-        csv.ParseOptions(delimiter=',' if delimiter == ',' else '\t'),
-        csv.ConvertOptions(column_types=types, null_values=[]))
-  except pa.ArrowInvalid as error:
+    users, items, ratings, timestamps = tabular.parse_numbers(
+        text, ',' if delimiter == ',' else '\t',
+        ('int64', 'int64', 'float32', 'int64'), skip_rows=int(delimiter == ','))
+  except ValueError as error:
     raise ValueError(_first_bad_line(raw, delimiter, name, error)) from error
-  users, items, ratings, timestamps = (
-      table.column(column).to_numpy() for column in types)
   bad = ~np.isfinite(ratings) | (timestamps < 0)
   if bad.any():
     raise ValueError(_first_bad_line(raw, delimiter, name, 'a bad value'))

@@ -87,6 +87,31 @@ def load(
       users, items, user_ids, item_ids, ratings, timestamps, source)
 
 
+def parse_numbers(
+    raw: bytes, delimiter: str, types: tuple[str, ...], skip_rows: int = 0
+) -> list[np.ndarray]:
+  """Parses lines of numbers, without a header, into columns.
+
+  Args:
+    raw: The lines.
+    delimiter: One character.
+    types: Arrow's name of each column's type, such as int64.
+    skip_rows: Lines to leave out at the beginning.
+
+  Raises:
+    ValueError: For a line that does not have these columns.
+  """
+  names = [str(i) for i in range(len(types))]
+  table = csv.read_csv(
+      pa.BufferReader(raw),
+      csv.ReadOptions(column_names=names, skip_rows=skip_rows),
+      csv.ParseOptions(delimiter=delimiter),
+      csv.ConvertOptions(
+          column_types=dict(zip(names, map(pa.type_for_alias, types))),
+          null_values=[]))
+  return [table.column(name).to_numpy() for name in names]
+
+
 def _column_names(kind: str, file: pathlib.Path) -> list[str]:
   if kind == 'parquet':
     first = next(iter(sorted(file.rglob('*.parquet'))), file)

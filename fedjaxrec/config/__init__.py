@@ -1,0 +1,54 @@
+"""The whole configuration of a run: one frozen dataclass a stage.
+
+Every field becomes one dotted flag (`fedjaxrec/flags.py`), and its line in the
+`Attributes:` section becomes the flag's help. A config validates itself when it
+is made, so a wrong value is refused before any file is read or any code is
+compiled. `to_dict` and `from_dict` round-trip through `config.json`.
+"""
+
+from fedjaxrec.config.data import (
+    SOURCE_PREFIXES,
+    SOURCES,
+    SPLITS,
+    DataConfig,
+    SplitConfig,
+    SyntheticConfig,
+)
+from fedjaxrec.config.learning import (
+    ALGORITHMS,
+    MODELS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    ROW_NORMALIZATIONS,
+    SAMPLERS,
+    SCHEDULES,
+    WEIGHTINGS,
+    AlgorithmConfig,
+    ClientConfig,
+    CohortConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    ServerConfig,
+)
+from fedjaxrec.config.run import (
+    PARALLEL_MODES,
+    PROTOCOLS,
+    SELECTIONS,
+    CheckpointConfig,
+    Config,
+    EngineConfig,
+    EvaluationConfig,
+    ParallelConfig,
+    from_dict,
+    to_dict,
+)
+
+__all__ = [
+    'ALGORITHMS', 'MODELS', 'OBJECTIVES', 'OPTIMIZERS', 'PARALLEL_MODES',
+    'PROTOCOLS', 'ROW_NORMALIZATIONS', 'SAMPLERS', 'SCHEDULES', 'SELECTIONS',
+    'SOURCES', 'SOURCE_PREFIXES', 'SPLITS', 'WEIGHTINGS',
+    'AlgorithmConfig', 'CheckpointConfig', 'ClientConfig', 'CohortConfig',
+    'Config', 'DataConfig', 'EngineConfig', 'EvaluationConfig', 'ModelConfig',
+    'ObjectiveConfig', 'ParallelConfig', 'ServerConfig', 'SplitConfig',
+    'SyntheticConfig', 'from_dict', 'to_dict',
+]

@@ -1,0 +1,202 @@
+"""What is learnt and by whom: model, objective, client, server, cohort."""
+
+import dataclasses
+
+from fedjaxrec.config.rules import above, at_least, one_of
+
+MODELS = ('mf', 'neumf')
+ALGORITHMS = ('fedavg',)
+OBJECTIVES = ('bce', 'bpr', 'squared_error')
+OPTIMIZERS = ('sgd', 'momentum', 'adagrad', 'adam', 'yogi')
+ROW_NORMALIZATIONS = ('mean', 'sum', 'contributors')
+SCHEDULES = ('constant', 'cosine', 'exponential')
+SAMPLERS = ('uniform', 'poisson', 'shuffled', 'weighted')
+WEIGHTINGS = ('equal', 'examples')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+  """The recommender.
+
+  Attributes:
+    name: mf (matrix factorisation with biases) or neumf (FedNCF).
+    dim: Dimension of user and item vectors.
+    init_scale: Standard deviation of the initial vectors.
+    hidden: Widths of NeuMF's layers.
+  """
+  name: str = 'mf'
+  dim: int = 32
+  init_scale: float = 0.1
+  hidden: tuple[int, ...] = (64, 32, 16)
+
+  def __post_init__(self):
+    one_of('model.name', self.name, MODELS)
+    at_least('model.dim', self.dim, 1)
+    above('model.init_scale', self.init_scale, 0)
+    if not self.hidden or min(self.hidden) < 1:
+      raise ValueError(
+          f'model.hidden={self.hidden} needs at least one width, each at '
+          'least 1.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+  """The federated algorithm.
+
+  Attributes:
+    name: fedavg (local training, then the server moves by the deltas).
+  """
+  name: str = 'fedavg'
+
+  def __post_init__(self):
+    one_of('algorithm.name', self.name, ALGORITHMS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+  """What a client minimises.
+
+  Attributes:
+    name: bce (pointwise, labels 1 and 0), bpr (pairwise) or squared_error
+      (explicit ratings, no negatives).
+    num_negatives: Negatives drawn for each interaction, afresh each round,
+      distinct, from the items that the client has no training interaction with.
+    l2: Weight of the squared L2 norm of the parameters that a batch touches.
+  """
+  name: str = 'bce'
+  num_negatives: int = 4
+  l2: float = 0.0
+
+  def __post_init__(self):
+    one_of('objective.name', self.name, OBJECTIVES)
+    at_least('objective.l2', self.l2, 0)
+    at_least('objective.num_negatives', self.num_negatives, 0)
+    if self.name != 'squared_error' and self.num_negatives < 1:
+      raise ValueError(
+          f'objective.num_negatives={self.num_negatives} with objective.name='
+          f'{self.name}: without negatives every score grows for ever; use at '
+          'least 1, or objective.name=squared_error.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+  """Training on the device, within one round.
+
+  Attributes:
+    optimizer: sgd, momentum, adagrad, adam or yogi; its state lasts one round.
+    learning_rate: Learning rate of the personal and shared parameters.
+    item_learning_rate: Learning rate of the item rows. The loss is a mean over
+      the batch and an item stands in it once, so this is usually higher.
+    momentum: Momentum of optimizer=momentum.
+    epochs: Passes over the client's interactions in a round.
+    steps: Gradient steps in a round; 0: as many as `epochs` asks for.
+    batch_size: Interactions in a batch; their negatives come on top.
+    proximal_mu: FedProx's mu; 0 switches the proximal term off.
+    schedule: How the learning rates change over the rounds: constant, cosine or
+      exponential.
+    final_fraction: Learning rate at the last round over the first's.
+  """
+  optimizer: str = 'sgd'
+  learning_rate: float = 0.1
+  item_learning_rate: float = 0.1
+  momentum: float = 0.9
+  epochs: int = 1
+  steps: int = 0
+  batch_size: int = 64
+  proximal_mu: float = 0.0
+  schedule: str = 'constant'
+  final_fraction: float = 0.1
+
+  def __post_init__(self):
+    one_of('client.optimizer', self.optimizer, OPTIMIZERS)
+    one_of('client.schedule', self.schedule, SCHEDULES)
+    above('client.learning_rate', self.learning_rate, 0)
+    at_least('client.item_learning_rate', self.item_learning_rate, 0)
+    at_least('client.epochs', self.epochs, 1)
+    at_least('client.steps', self.steps, 0)
+    at_least('client.batch_size', self.batch_size, 1)
+    at_least('client.proximal_mu', self.proximal_mu, 0)
+    above('client.final_fraction', self.final_fraction, 0)
+    if not 0 <= self.momentum < 1:
+      raise ValueError(f'client.momentum={self.momentum} must lie in [0, 1).')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+  """How the server moves the shared model by the sum of the deltas.
+
+  Attributes:
+    optimizer: sgd (FedAvg), momentum (FedAvgM), adagrad, adam or yogi
+      (FedAdagrad, FedAdam, FedYogi).
+    learning_rate: Server learning rate; 1 with sgd is plain averaging.
+    momentum: Momentum of optimizer=momentum.
+    b1: First moment's decay (adam, yogi).
+    b2: Second moment's decay (adam, yogi).
+    eps: Added to the root of the second moment (adagrad, adam, yogi).
+    row_normalization: An item row's sum of deltas is divided by the cohort
+      (mean), by 1 (sum), or by the clients that touched the row
+      (contributors).
+    lazy_rows: True: a row that nobody touched keeps its value and its moments.
+    schedule: How the learning rate changes over the rounds: constant, cosine or
+      exponential.
+    final_fraction: Learning rate at the last round over the first's.
+  """
+  optimizer: str = 'sgd'
+  learning_rate: float = 1.0
+  momentum: float = 0.9
+  b1: float = 0.9
+  b2: float = 0.99
+  eps: float = 1e-3
+  row_normalization: str = 'mean'
+  lazy_rows: bool = True
+  schedule: str = 'constant'
+  final_fraction: float = 0.1
+
+  def __post_init__(self):
+    one_of('server.optimizer', self.optimizer, OPTIMIZERS)
+    one_of('server.row_normalization', self.row_normalization,
+            ROW_NORMALIZATIONS)
+    one_of('server.schedule', self.schedule, SCHEDULES)
+    above('server.learning_rate', self.learning_rate, 0)
+    above('server.eps', self.eps, 0)
+    above('server.final_fraction', self.final_fraction, 0)
+    for field in ('momentum', 'b1', 'b2'):
+      if not 0 <= getattr(self, field) < 1:
+        raise ValueError(
+            f'server.{field}={getattr(self, field)} must lie in [0, 1).')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CohortConfig:
+  """Who trains in a round.
+
+  Attributes:
+    size: Clients invited to a round (poisson: on average). 0: all of them.
+    sampler: uniform (without replacement), poisson (each client by itself),
+      shuffled (every client once an epoch) or weighted (without replacement, in
+      proportion to weights_path).
+    cap: Poisson only: the most clients a round can hold; 0: chosen so that a
+      larger draw has probability below 1e-9. A larger draw is truncated.
+    weights_path: Weighted only: a .npy file with one weight a client.
+    weighting: A delta's weight in the mean: equal, or its number of examples.
+  """
+  size: int = 100
+  sampler: str = 'uniform'
+  cap: int = 0
+  weights_path: str = ''
+  weighting: str = 'equal'
+
+  def __post_init__(self):
+    at_least('cohort.size', self.size, 0)
+    at_least('cohort.cap', self.cap, 0)
+    one_of('cohort.sampler', self.sampler, SAMPLERS)
+    one_of('cohort.weighting', self.weighting, WEIGHTINGS)
+    if self.cap and self.cap < self.size:
+      raise ValueError(
+          f'cohort.cap={self.cap} is below cohort.size={self.size}: more than '
+          'half of the rounds would be truncated; raise it, or use 0.')
+    if (self.sampler == 'weighted') != bool(self.weights_path):
+      raise ValueError(
+          f'cohort.sampler={self.sampler!r} with cohort.weights_path='
+          f'{self.weights_path!r}: the weighted sampler, and no other, needs a '
+          '.npy file with one weight a client.')

@@ -1,0 +1,199 @@
+"""A run, whole, and its stages around the learning."""
+
+import dataclasses
+from typing import Any
+
+from fedjaxrec.config.data import DataConfig, SplitConfig, SyntheticConfig
+from fedjaxrec.config.learning import (
+  AlgorithmConfig,
+  ClientConfig,
+  CohortConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  ServerConfig,
+)
+from fedjaxrec.config.rules import at_least, one_of
+
+PARALLEL_MODES = ('auto', 'single', 'shard_map', 'pmap')
+PROTOCOLS = ('full', 'sampled-99')
+SELECTIONS = ('best', 'last')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+  """Performance only: results do not depend on these fields.
+
+  Attributes:
+    block_size: Clients trained at once on a device; memory grows with it.
+      0: chosen for the backend.
+    num_size_classes: Groups of clients of similar size, each compiled once.
+      0: chosen from the data.
+    rounds_per_call: Rounds in one compiled call; 0: as many as the evaluation
+      and checkpoint intervals allow, up to 50.
+  """
+  block_size: int = 0
+  num_size_classes: int = 0
+  rounds_per_call: int = 0
+
+  def __post_init__(self):
+    for field in ('block_size', 'num_size_classes', 'rounds_per_call'):
+      at_least(f'engine.{field}', getattr(self, field), 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+  """Which devices share the work.
+
+  Attributes:
+    mode: single, shard_map or pmap; auto: shard_map on several devices.
+    num_devices: Local devices to use; 0: all.
+  """
+  mode: str = 'auto'
+  num_devices: int = 0
+
+  def __post_init__(self):
+    one_of('parallel.mode', self.mode, PARALLEL_MODES)
+    at_least('parallel.num_devices', self.num_devices, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+  """What the recommendations are worth, and on what.
+
+  Attributes:
+    protocol: full (rank all items) or sampled-99 (the published comparison's).
+    ks: Cut-offs of the ranking metrics; 10 and 20 are always among them.
+    every: Rounds between two looks at the validation set; 0: only at the end.
+    selection: best (by validation NDCG@10) or last: the round that is tested.
+    batch_size: Users ranked at once.
+    bootstrap_samples: Resamples of the users for the 95 % intervals.
+    num_groups: User-activity groups in the report.
+    local_only: Whether to train the control without federation.
+    local_only_epochs: Local epochs of that control; 0: as many as a client gets
+      in the federated run, up to 20.
+    fold_in_epochs: Local epochs that fit a held-out user's own parameters.
+  """
+  protocol: str = 'full'
+  ks: tuple[int, ...] = (5, 10, 20)
+  every: int = 10
+  selection: str = 'best'
+  batch_size: int = 512
+  bootstrap_samples: int = 1000
+  num_groups: int = 5
+  local_only: bool = True
+  local_only_epochs: int = 0
+  fold_in_epochs: int = 20
+
+  def __post_init__(self):
+    one_of('evaluation.protocol', self.protocol, PROTOCOLS)
+    one_of('evaluation.selection', self.selection, SELECTIONS)
+    if not self.ks or min(self.ks) < 1 or len(set(self.ks)) < len(self.ks):
+      raise ValueError(
+          f'evaluation.ks={self.ks} needs distinct cut-offs of at least 1.')
+    at_least('evaluation.every', self.every, 0)
+    at_least('evaluation.batch_size', self.batch_size, 1)
+    at_least('evaluation.bootstrap_samples', self.bootstrap_samples, 100)
+    at_least('evaluation.num_groups', self.num_groups, 1)
+    at_least('evaluation.local_only_epochs', self.local_only_epochs, 0)
+    at_least('evaluation.fold_in_epochs', self.fold_in_epochs, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+  """What survives an interruption.
+
+  Attributes:
+    every: Rounds between two checkpoints; 0: only at the end.
+    keep: Checkpoints kept.
+  """
+  every: int = 50
+  keep: int = 2
+
+  def __post_init__(self):
+    at_least('checkpoint.every', self.every, 0)
+    at_least('checkpoint.keep', self.keep, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """A run, whole.
+
+  Attributes:
+    seed: Seed of everything random: initial values, cohorts, negatives.
+    rounds: Federated rounds.
+    data: The interactions.
+    synthetic: The made-up population.
+    split: Training, validation and test sets.
+    model: The recommender.
+    algorithm: The federated algorithm.
+    objective: The loss.
+    client: Training on the device.
+    server: The server's step.
+    cohort: Who takes part.
+    engine: Performance only.
+    parallel: Devices.
+    evaluation: Metrics and protocol.
+    checkpoint: Checkpoints.
+  """
+  seed: int = 0
+  rounds: int = 200
+  data: DataConfig = DataConfig()
+  synthetic: SyntheticConfig = SyntheticConfig()
+  split: SplitConfig = SplitConfig()
+  model: ModelConfig = ModelConfig()
+  algorithm: AlgorithmConfig = AlgorithmConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
+  client: ClientConfig = ClientConfig()
+  server: ServerConfig = ServerConfig()
+  cohort: CohortConfig = CohortConfig()
+  engine: EngineConfig = EngineConfig()
+  parallel: ParallelConfig = ParallelConfig()
+  evaluation: EvaluationConfig = EvaluationConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+
+  def __post_init__(self):
+    at_least('rounds', self.rounds, 1)
+    if not 0 <= self.seed < 2**31:
+      raise ValueError(f'seed={self.seed} must lie in [0, 2^31).')
+    if (self.data.source == 'ncf') != (self.split.name == 'published'):
+      raise ValueError(
+          f'data.source={self.data.source} with split.name={self.split.name}: '
+          'the NCF files come with their own split and no other source does; '
+          'use --data.source=ncf together with --split.name=published.')
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Returns the config as nested dicts of JSON types; tuples become lists."""
+  def plain(value):
+    if dataclasses.is_dataclass(value):
+      return {f.name: plain(getattr(value, f.name))
+              for f in dataclasses.fields(value)}
+    return list(value) if isinstance(value, tuple) else value
+  return plain(config)
+
+
+def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
+  """Rebuilds a config from `to_dict`'s result.
+
+  Args:
+    values: Nested dicts; a missing field takes its default.
+    cls: The config class to build.
+
+  Raises:
+    ValueError: For a field that does not exist or a value that is refused.
+  """
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  unknown = sorted(set(values) - set(fields))
+  if unknown:
+    raise ValueError(
+        f'{cls.__name__} has no field {unknown[0]!r}; it has '
+        f'{", ".join(fields)}.')
+  kwargs = {}
+  for name, value in values.items():
+    kind = fields[name].type
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+      value = from_dict(value, kind)
+    elif isinstance(value, list):
+      value = tuple(value)
+    kwargs[name] = value
+  return cls(**kwargs)
