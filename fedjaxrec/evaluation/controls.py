@@ -111,9 +111,9 @@ def train_local_only(
 
   scores = np.zeros((len(clients), num_items), np.float32)
   order = np.argsort(counts, kind='stable')
-  if not counts.any():
-    return scores
-  capacities = choose_capacities(counts, _NUM_SIZE_CLASSES, batch_size)
+  # Where nobody has an interaction, one class holds them all.
+  capacities = choose_capacities(
+      counts, _NUM_SIZE_CLASSES, batch_size) or (1,)
   class_of = np.searchsorted(capacities, counts)
   for index, capacity in enumerate(capacities):
     members = order[class_of[order] == index]
