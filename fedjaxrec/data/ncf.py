@@ -17,6 +17,7 @@ References:
   <https://arxiv.org/abs/1708.05031>`_.
 """
 
+import hashlib
 import pathlib
 
 import numpy as np
@@ -79,7 +80,10 @@ def load(path: str) -> splits.Split:
           str(files[kind]), ordered_by_time=False)
       for rows, kind in ((train, 'train.rating'), (test, 'test.rating')))
   empty = known.take(np.zeros(known.num_interactions, np.bool_))
-  return splits.Split('published', known, empty, asked, empty, negatives)
+  parts = known.fingerprint() + asked.fingerprint()
+  return splits.Split(
+      'published', known, empty, asked, empty, negatives,
+      hashlib.sha256(parts.encode()).hexdigest())
 
 
 def _find_files(path: str) -> dict[str, pathlib.Path]:

@@ -33,6 +33,7 @@ class Split:
     negatives: Published candidates, int32 [num_users, 99]; otherwise None. A
       user's own positive can be among them (the NCF files): the evaluator
       masks it.
+    fingerprint: Of all the interactions, before they were taken apart.
   """
   name: str
   train: Interactions
@@ -40,6 +41,7 @@ class Split:
   test: Interactions
   fold_in: Interactions
   negatives: np.ndarray | None = None
+  fingerprint: str = ''
 
   @property
   def num_users(self) -> int:
@@ -102,7 +104,7 @@ def make_split(
           f'(split.validation_fraction={config.validation_fraction}, '
           f'split.test_fraction={config.test_fraction}); change the shares, '
           'choose another split, or use more data.')
-  return split
+  return dataclasses.replace(split, fingerprint=interactions.fingerprint())
 
 
 def leave_one_out(interactions: Interactions) -> Split:

@@ -37,7 +37,7 @@ def describe_data(config: Config, split: Split) -> dict[str, Any]:
       'num_validation': split.validation.num_interactions,
       'num_test': split.test.num_interactions,
       'split': split.name,
-      'fingerprint': split.train.fingerprint(),
+      'fingerprint': split.fingerprint,
   }
 
 
