@@ -24,9 +24,11 @@ from fedjaxrec.server import ServerState
 PyTree = Any
 
 # Clients trained at once: on a CPU the block's slots should fit its caches.
-_BLOCK_SIZE = {'cpu': 32}
+_BLOCK_SIZE = {'cpu': 16}
 _ACCELERATOR_BLOCK_SIZE = 512
-_NUM_SIZE_CLASSES = 6
+# A block stops when its longest client has: classes only bound its room, and
+# each costs a second of compilation.
+_NUM_SIZE_CLASSES = 4
 _MAX_ROUNDS_PER_CALL = 50
 
 

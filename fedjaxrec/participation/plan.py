@@ -100,7 +100,8 @@ def make_planner(
   per_device = -(-len(num_examples) // num_devices)
   class_of = np.searchsorted(capacities, num_examples).astype(np.int32)
   trains = np.flatnonzero(num_examples)
-  # No round can have more of a class on a device than live there.
+  # No round can have more of a class on a device than live there, and a block
+  # belongs to the class of its longest client.
   members = np.bincount(
       (trains % num_devices) * num_classes + class_of[trains],
       minlength=num_devices * num_classes).reshape(num_devices, -1).max(0)
@@ -113,18 +114,25 @@ def make_planner(
     num_blocks = np.zeros((num_devices, plan_rounds, num_classes), np.int32)
     for r in range(num_rounds):
       cohort = sample(first_round + r)
-      # Alike clients share a block: it runs as long as its longest.
-      group = (cohort % num_devices) * num_classes + class_of[cohort]
-      order = np.lexsort((cohort, num_examples[cohort], group))
-      cohort, group = cohort[order], group[order]
-      sizes = np.bincount(group, minlength=num_devices * num_classes)
-      place = np.arange(len(cohort)) - (np.cumsum(sizes) - sizes)[group]
-      home, of_class = group // num_classes, group % num_classes
+      # Alike clients share a block, for it runs as long as its longest. Only a
+      # device's last block can have empty places: where a class runs out, the
+      # next smaller one fills its block.
+      home = cohort % num_devices
+      order = np.lexsort((cohort, -num_examples[cohort], home))
+      cohort, home = cohort[order], home[order]
+      starts = np.searchsorted(home, np.arange(num_devices))
+      block, lane = np.divmod(
+          np.arange(len(cohort)) - starts[home], block_size)
+      longest = np.arange(len(cohort)) - lane
+      of_class = class_of[cohort[longest]]
+      # Classes fall along a device's blocks, so each has consecutive ones.
+      opens = lane == 0
+      np.add.at(num_blocks[:, r], (home[opens], of_class[opens]), 1)
+      before = np.cumsum(num_blocks[:, r, ::-1], 1)[:, ::-1] - num_blocks[:, r]
       for index, array in enumerate(local_index):
         mine = of_class == index
-        array[home[mine], r, place[mine] // block_size,
-              place[mine] % block_size] = cohort[mine] // num_devices
-      num_blocks[:, r] = -(-sizes.reshape(num_devices, -1) // block_size)
+        array[home[mine], r, block[mine] - before[home[mine], index],
+              lane[mine]] = cohort[mine] // num_devices
     return Plan(local_index, num_blocks)
 
   return plan
