@@ -1,6 +1,7 @@
 """Fold-in: fitting the personal parameters of users who did not train."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from fedjaxrec.config import CohortConfig, Config
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.rounds import Algorithm
-from fedjaxrec.simulation import State, make_simulation
+from fedjaxrec.simulation import make_simulation
 
 PyTree = Any
 
@@ -53,12 +54,17 @@ def make_fold_in(
       transform_algorithm=_freeze_server)
   held_out = fold_in.counts > 0
 
+  @functools.cache
+  def fresh():
+    # Once, and as NumPy arrays: a run donates its state, and init compiles.
+    state = simulation.init()
+    return (jax.tree.map(np.asarray, state.server),
+            simulation.personal_by_client(state))
+
   def fit(personal, item_table, shared):
-    start = simulation.init()
-    server = jax.tree.map(np.asarray, start.server)._replace(
-        item_table=item_table, shared=shared)
-    state = State(
-        simulation.restore(server, personal).server, start.personal)
+    server, own = fresh()
+    state = simulation.restore(
+        server._replace(item_table=item_table, shared=shared), own)
     state, _ = simulation.run(state, 0, epochs)
     return jax.tree.map(
         lambda new, old: np.where(
