@@ -23,6 +23,8 @@ Metrics = dict[str, Any]
 _LOCAL_ONLY_CLIENTS = 1000
 _LOCAL_ONLY_EPOCHS = 20
 _STREAM = 0x10CA1
+# Selection reads NDCG@10, and the table of results HR@10 and Recall@20.
+ALWAYS_KS = (10, 20)
 
 
 class Evaluator(NamedTuple):
@@ -40,7 +42,7 @@ class Evaluator(NamedTuple):
 
 def cutoffs(config: Config) -> tuple[int, ...]:
   """The cut-offs asked for, with those that the table and selection need."""
-  return tuple(sorted({*config.evaluation.ks, 10, 20}))
+  return tuple(sorted({*config.evaluation.ks, *ALWAYS_KS}))
 
 
 def make_evaluator(
@@ -57,6 +59,9 @@ def make_evaluator(
     config: The run's config.
     split: The run's data.
     simulation: The run's simulation.
+
+  Raises:
+    ValueError: If a part of the split cannot be ranked; see `make_ranker`.
   """
   evaluation = config.evaluation
   ks, num_items = cutoffs(config), split.num_items
@@ -87,10 +92,15 @@ def make_evaluator(
     return jax.tree.map(
         lambda x: np.broadcast_to(x[trained].mean(0), x.shape), personal)
 
-  def local_only() -> Metrics:
-    """Clients with a test item, or a sample of them, trained alone."""
+  def local_only() -> Metrics | None:
+    """Clients with a test item, or a sample of them, trained alone.
+
+    None where nobody who is asked has anything to train on.
+    """
     own = split.fold_in if split.fold_in.num_interactions else split.train
     users = np.flatnonzero((split.test.counts > 0) & (own.counts > 0))
+    if not len(users):
+      return None
     if len(users) > _LOCAL_ONLY_CLIENTS:
       users = np.sort(np.random.default_rng([_STREAM, config.seed]).choice(
           users, _LOCAL_ONLY_CLIENTS, replace=False))
@@ -108,9 +118,8 @@ def make_evaluator(
 
   def test(personal, item_table, shared):
     personal = fold_in(personal, item_table, shared)
-    rank = make_test_ranker(score)
-    personalised = rank(personal, item_table, shared)
-    aggregated = rank(mean_of_trained(personal), item_table, shared)
+    personalised = rank_test(personal, item_table, shared)
+    aggregated = rank_test(mean_of_trained(personal), item_table, shared)
     popular = make_test_ranker(controls.score_popularity)(
         (), controls.popularity(split.train), ())
     return {
@@ -130,6 +139,9 @@ def make_evaluator(
             bootstrap_samples=evaluation.bootstrap_samples, seed=config.seed),
     }
 
+  # Made now, so that a test set that cannot be ranked is refused before hours
+  # of training.
+  rank_test = make_test_ranker(score)
   if not split.validation.num_interactions:
     return Evaluator(None, test)
 
