@@ -73,25 +73,31 @@ def _digest(leaves: list[np.ndarray]) -> str:
   return digest.hexdigest()
 
 
-def open_store(directory: pathlib.Path, keep: int) -> Store:
-  """Opens (or starts) the checkpoints in a folder.
+def open_store(
+    directory: pathlib.Path, keep: int, data_fingerprint: str
+) -> Store:
+  """Opens the checkpoints in a folder; writes nothing before the first save.
 
   Args:
     directory: The folder; made where it is missing.
     keep: Checkpoints kept, the latest ones.
+    data_fingerprint: Of the data trained on: a checkpoint of other data, whose
+      arrays may well have the same shapes, is refused.
   """
   # Orbax reports every step of its own through absl at level INFO.
   logging.getLogger('absl').setLevel(logging.ERROR)
   manager = ocp.CheckpointManager(
       directory.absolute(), options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep, enable_async_checkpointing=False))
+          max_to_keep=keep, enable_async_checkpointing=False, create=False))
 
   def save(round_index, checkpoint):
+    directory.mkdir(parents=True, exist_ok=True)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoint)]
     manager.save(round_index, args=ocp.args.Composite(
         arrays=ocp.args.StandardSave(
             {str(i): leaf for i, leaf in enumerate(leaves)}),
-        meta=ocp.args.JsonSave({'sha256': _digest(leaves)})), force=True)
+        meta=ocp.args.JsonSave({
+            'sha256': _digest(leaves), 'data': data_fingerprint})), force=True)
     manager.wait_until_finished()
 
   def restore(like):
@@ -116,6 +122,12 @@ def open_store(directory: pathlib.Path, keep: int) -> Store:
       raise ValueError(
           f'checkpoint={folder} is damaged (its arrays do not match its '
           f'digest) and was not read; {way_out}')
+    if found.meta.get('data') != data_fingerprint:
+      raise ValueError(
+          f'checkpoint={folder} was made on data with the fingerprint '
+          f'{found.meta.get("data")}, and the data has {data_fingerprint} now: '
+          'a run is continued on its own data. Restore the data, or start '
+          'again with --overwrite.')
     wanted = jax.tree.leaves(like)
     if [(x.shape, x.dtype) for x in wanted] != [
         (x.shape, x.dtype) for x in leaves]:

@@ -1,8 +1,10 @@
 """From a config to a run directory: what the train and evaluate commands do."""
 
+import contextlib
 import dataclasses
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fedjaxrec import config as config_lib
@@ -14,6 +16,7 @@ from fedjaxrec.orchestration import summary as summary_lib
 from fedjaxrec.orchestration import training
 from fedjaxrec.orchestration.checkpoints import Store, open_store
 from fedjaxrec.orchestration.evaluator import (
+    ALWAYS_KS,
     Evaluator,
     cutoffs,
     make_evaluator,
@@ -81,14 +84,12 @@ def train(
   run_directory.prepare_workdir(workdir, resume=resume, overwrite=overwrite)
   run_directory.write_json(
       workdir / run_directory.CONFIG, config_lib.to_dict(config))
-  store = open_store(
-      workdir / run_directory.CHECKPOINTS, config.checkpoint.keep)
-  start = _restore(run, store) if resuming else None
-  start = start or training.start_afresh(run.simulation)
-  run_directory.truncate_metrics(workdir, start.round)
-  start, compile_s = training.compile_rounds(run.simulation, start)
-  stop = _train(run, start, store, workdir, progress)
-  store.close()
+  with contextlib.closing(_open_store(run, workdir)) as store:
+    start = _restore(run, store) if resuming else None
+    start = start or training.start_afresh(run.simulation)
+    run_directory.truncate_metrics(workdir, start.round)
+    start, compile_s = training.compile_rounds(run.simulation, start)
+    stop = _train(run, start, store, workdir, progress)
   summary = _summarise(run, stop, workdir) | {
       'compile_s': compile_s, 'wall_s': time.perf_counter() - begin}
   summary = summary_lib.rounded(summary)
@@ -120,10 +121,8 @@ def evaluate(
   config = config_lib.from_dict(
       run_directory.read_json(workdir / run_directory.CONFIG))
   run = _build(dataclasses.replace(config, evaluation=evaluation))
-  store = open_store(
-      workdir / run_directory.CHECKPOINTS, config.checkpoint.keep)
-  stop = _restore(run, store)
-  store.close()
+  with contextlib.closing(_open_store(run, workdir)) as store:
+    stop = _restore(run, store)
   if stop is None:
     raise ValueError(
         f'workdir={str(workdir)!r} has no checkpoint yet; let the run reach '
@@ -136,6 +135,11 @@ def evaluate(
 
 def _build(config: Config) -> _Run:
   split = load_split(config)
+  if split.num_items < max(ALWAYS_KS):
+    raise ValueError(
+        f'num_items={split.num_items} of data.source={config.data.source} is '
+        f'below {max(ALWAYS_KS)}, the cut-off of the table of results; use a '
+        'larger catalogue, or weaker filters (data.min_item_interactions).')
   check_ks(cutoffs(config), split.num_items)
   train_part = split.train
   simulation = make_simulation(
@@ -147,22 +151,40 @@ def _build(config: Config) -> _Run:
 
 def _check_same_run(config: Config, workdir: pathlib.Path) -> None:
   """Refuses a config that would not continue the run in workdir."""
-  old = run_directory.read_json(workdir / run_directory.CONFIG)
-  new = config_lib.to_dict(config)
+  old, new = (
+      dict(_fields(config_lib.to_dict(c))) for c in (
+          config_lib.from_dict(
+              run_directory.read_json(workdir / run_directory.CONFIG)),
+          config))
   free = {'engine', 'parallel', 'checkpoint'}
   if {config.client.schedule, config.server.schedule} == {'constant'}:
     free.add('rounds')
-  for name in new:
-    if name not in free and old.get(name) != new[name]:
+  for field, value in new.items():
+    if field.partition('.')[0] not in free and old[field] != value:
       raise ValueError(
-          f'{name}={new[name]} differs from the run in {str(workdir)!r}, which '
-          f'has {old.get(name)}; a run is continued with its own config '
+          f'{field}={value} differs from the run in {str(workdir)!r}, which '
+          f'has {old[field]}; a run is continued with its own config '
           '(engine, parallel, checkpoint and, where no schedule depends on '
           'them, more rounds are free). Use another --workdir.')
-  if config.rounds < old['rounds']:
+  if new['rounds'] < old['rounds']:
     raise ValueError(
-        f'rounds={config.rounds} is below the rounds={old["rounds"]} of the '
+        f'rounds={new["rounds"]} is below the rounds={old["rounds"]} of the '
         f'run in {str(workdir)!r}; a run is continued to as many or more.')
+
+
+def _fields(values: dict[str, Any], prefix: str = '') -> Iterator:
+  """Yields (dotted name, value) of every field of a config's dict."""
+  for name, value in values.items():
+    if isinstance(value, dict):
+      yield from _fields(value, f'{prefix}{name}.')
+    else:
+      yield prefix + name, value
+
+
+def _open_store(run: _Run, workdir: pathlib.Path) -> Store:
+  return open_store(
+      workdir / run_directory.CHECKPOINTS, run.config.checkpoint.keep,
+      run.split.fingerprint)
 
 
 def _restore(run: _Run, store: Store) -> Stop | None:
