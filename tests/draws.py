@@ -1,4 +1,4 @@
-"""The engine's draws, one client at a time: all that oracles take from it."""
+"""What oracles take from the engine: its draws, and the shapes of a start."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,26 @@ import numpy as np
 
 from fedjaxrec.examples import draw_examples
 from fedjaxrec.population import Client
+
+
+def make_start(algorithm, num_clients, scale=0.5):
+  """Makes (ServerState, personal by client) of NumPy arrays, compiling nothing.
+
+  The parameters are normal, biases as well; optimizers start from zeros.
+  """
+  rng = np.random.default_rng(0)
+
+  def normal(shapes, *leading):
+    return jax.tree.map(
+        lambda leaf: rng.normal(
+            0, scale, (*leading, *leaf.shape)).astype(np.float32), shapes)
+
+  key = jax.random.key(0)
+  server = jax.eval_shape(algorithm.init_server, key)
+  zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), server)
+  return zeros._replace(
+      item_table=normal(server.item_table), shared=normal(server.shared)
+  ), normal(jax.eval_shape(algorithm.init_personal, key), num_clients)
 
 
 def make_draw(population, key, num_negatives):

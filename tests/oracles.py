@@ -47,10 +47,11 @@ def tolerance(steps, roundings, gain=1.0):
   """The absolute error that float32 may have against these oracles.
 
   A rounding is off by at most 2^-24 of a number, and all numbers here are of
-  order 1. A step makes `roundings` of them one after the other; the steps' errors
-  add up. An error in a gradient comes out `gain` times as large: 1 at most for
-  sgd and momentum, learning rate times the largest gradient over eps for an
-  adaptive optimizer, which divides by a root that may be as small as eps.
+  order 1. A step makes `roundings` of them one after the other; the steps'
+  errors add up. An error in a gradient comes out `gain` times as large: 1 at
+  most for sgd and momentum, learning rate times the largest gradient over eps
+  for an adaptive optimizer, which divides by a root that may be as small as
+  eps.
   """
   return 2.0**-24 * steps * roundings * gain
 

@@ -84,7 +84,7 @@ def test_initial_parameters_do_not_depend_on_the_number_of_devices():
   init = lambda key: {'p': jax.random.normal(key, (2,))}
   key = jax.random.key(3)
   expected = [init(jax.random.fold_in(key, c))['p'] for c in range(7)]
-  for num_devices in (1, 2, 3):
+  for num_devices in (1, 3):
     made = population.init_personal(init, key, 7, num_devices)
     np.testing.assert_array_equal(
         population.by_client(np.asarray(made['p']), 7), expected)

@@ -40,19 +40,15 @@ class Round:
   """A compiled round and its start; `plan` says who trains in which place."""
 
   def __init__(self):
-    recommender = build_recommender(CONFIG.model, NUM_ITEMS)
-    self.algorithm = build_algorithm(
-        CONFIG, recommender, NUM_ITEMS)._replace(
-            server_update=keep_the_sum, needs_row_weight=True)
-    self.table, self.shared = jax.tree.map(
-        np.asarray, recommender.init_server(jax.random.key(0)))
-    self.personal = jax.tree.map(np.asarray, jax.vmap(
-        recommender.init_personal)(jax.random.split(
-            jax.random.key(1), NUM_CLIENTS)))
+    algorithm = build_algorithm(
+        CONFIG, build_recommender(CONFIG.model, NUM_ITEMS), NUM_ITEMS)
+    server, self.personal = draws.make_start(algorithm, NUM_CLIENTS)
+    self.table, self.shared = server.item_table, server.shared
     self.data = jax.tree.map(lambda x: x[0], population.place_clients(
         POPULATION.offsets, POPULATION.items, POPULATION.labels))
     self.compiled = jax.jit(make_round(
-        self.algorithm, (8,), NUM_CLIENTS, NUM_ITEMS))
+        algorithm._replace(server_update=keep_the_sum, needs_row_weight=True),
+        (8,), NUM_CLIENTS, NUM_ITEMS))
     self.done = {}
 
   def __call__(self, plan, num_blocks=None, round_index=0):
@@ -108,7 +104,8 @@ def test_a_round_sums_what_each_client_alone_would_send(one_round, draw):
     total[0] = oracles.add(total[0], sent.table, COUNTS[c])
     total[1] = oracles.add(total[1], sent.shared, COUNTS[c])
     row_weight[list(rows_of(draw, [c], 2))] += COUNTS[c]
-    loss_sum, loss_count = loss_sum + sent.loss_sum, loss_count + sent.loss_count
+    loss_sum += sent.loss_sum
+    loss_count += sent.loss_count
     num_examples += sent.num_examples
     for name in own:
       np.testing.assert_allclose(
@@ -202,7 +199,8 @@ def test_who_does_not_take_part_keeps_every_bit(one_round):
   _, personal, _ = one_round(BASE)
   absent = [c for c in range(NUM_CLIENTS) if c not in (0, 1, 2, 3, 5)]
   for name, leaf in personal.items():
-    np.testing.assert_array_equal(leaf[absent], one_round.personal[name][absent])
+    np.testing.assert_array_equal(
+        leaf[absent], one_round.personal[name][absent])
 
 
 def test_a_client_without_examples_counts_as_absent(one_round):

@@ -18,16 +18,14 @@ def test_the_score_by_hand():
 
 
 def test_vectors_start_with_the_configured_scale_and_biases_at_zero():
-  num_items, dim = 2000, 8
+  num_items, dim = 2, 5000
   recommender = build_recommender(
       ModelConfig(dim=dim, init_scale=0.3), num_items)
   table, shared = recommender.init_server(jax.random.key(0))
-  # The standard error of a standard deviation is scale / sqrt(2 n).
-  assert abs(np.std(table['item']) - 0.3) < 5 * 0.3 / np.sqrt(
-      2 * num_items * dim)
+  personal = recommender.init_personal(jax.random.key(0))
+  for vectors in (table['item'], personal['user']):
+    # The standard error of a standard deviation is scale / sqrt(2 n).
+    limit = 5 * 0.3 / np.sqrt(2 * vectors.size)
+    assert abs(np.std(vectors) - 0.3) < limit
   np.testing.assert_array_equal(table['item_bias'], 0)
-  assert shared == {'bias': 0}
-  personal = jax.vmap(recommender.init_personal)(
-      jax.random.split(jax.random.key(1), 1000))
-  assert abs(np.std(personal['user']) - 0.3) < 5 * 0.3 / np.sqrt(16_000)
-  np.testing.assert_array_equal(personal['user_bias'], 0)
+  assert shared == {'bias': 0} and personal['user_bias'] == 0

@@ -13,21 +13,21 @@ def test_the_score_is_the_papers():
   """h . [p * v, relu(W2 relu(W1 [q, w] + b1) + b2)], item by item."""
   num_items, dim, hidden = 5, 3, (4, 2)
   recommender = build_recommender(
-      config.ModelConfig(name='neumf', dim=dim, init_scale=1.0, hidden=hidden),
+      config.ModelConfig(name='neumf', dim=dim, hidden=hidden),
       num_items)
-  table, shared = recommender.init_server(jax.random.key(0))
-  personal = recommender.init_personal(jax.random.key(1))
-  # Biases start at zero; here they must show.
-  shared = jax.tree.map(
-      lambda leaf: leaf + 0.1 * jnp.arange(leaf.size).reshape(leaf.shape),
-      shared)
+  shapes = jax.eval_shape(
+      lambda key: (recommender.init_personal(key),
+                   *recommender.init_server(key)), jax.random.key(0))
+  rng = np.random.default_rng(0)
+  personal, table, shared = jax.tree.map(
+      lambda leaf: rng.normal(0, 0.7, leaf.shape).astype(leaf.dtype), shapes)
   scores = recommender.score(personal, table, shared)
   layers = [shared['hidden'][i] for i in range(len(hidden))]
   for item in range(num_items):
     x = np.concatenate([personal['user_mlp'], table['item_mlp'][item]])
     for layer in layers:
       x = np.maximum(x @ layer['kernel'] + layer['bias'], 0)
-    gmf = np.asarray(personal['user']) * np.asarray(table['item'][item])
+    gmf = personal['user'] * table['item'][item]
     expected = (np.concatenate([gmf, x]) @ shared['output']['kernel']
                 + shared['output']['bias'])
     # Three sums of at most ten terms of order 1.
@@ -35,7 +35,7 @@ def test_the_score_is_the_papers():
 
 
 def test_federated_training_learns_two_tastes():
-  """Clients of two groups, each with items of its own; held out: one a client."""
+  """Clients of two groups, each with its own items; one item each held out."""
   num_clients, num_items, taste = 16, 20, 8
   rng = np.random.default_rng(0)
   items = np.stack([

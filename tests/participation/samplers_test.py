@@ -176,7 +176,7 @@ def test_shuffled_invites_everyone_once_an_epoch():
 
 
 def test_weighted_draws_follow_the_weights(tmp_path):
-  """One at a time: shares are the weights'; two: by the law of drawing again."""
+  """One at a time: the weights' shares; two: by the law of drawing again."""
   weights = np.array([1.0, 2.0, 3.0, 0.0, 5.0])
   path = tmp_path / 'weights.npy'
   np.save(path, weights)
