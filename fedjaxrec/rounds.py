@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjaxrec.local_training import Contribution, View
 from fedjaxrec.population import Client, gather_clients
-from fedjaxrec.server import ServerState, Sum
+from fedjaxrec.server import Server, ServerState, Sum
 
 PyTree = Any
 
 
 class RoundMetrics(NamedTuple):
-  """What a round reports; leaves [rounds] after `run_rounds`.
+  """What a round reports; leaves [rounds] after `make_run_rounds`.
 
   Attributes:
     loss: float32: mean training loss over the cohort's examples.
@@ -42,9 +43,10 @@ class Algorithm(NamedTuple):
     client_update: (View, examples, num_examples) -> (Contribution, personal),
       for a block of clients; leaves of View.item_rows are [B, *rows.shape,
       ...].
-    server_update: (ServerState, Sum) -> ServerState.
+    client_transform: key -> Optax transform of one client's delta, the pair
+      (item rows, shared); None for none. Unused slots are zeros before it.
+    server: The server's step.
     learning_rate_scale: round_index -> the clients' factor.
-    needs_row_weight: Whether server_update reads Sum.row_weight.
     weight_by_examples: Whether a client's weight is its number of interactions;
       otherwise 1.
     score: The recommender's score, for evaluation.
@@ -53,11 +55,25 @@ class Algorithm(NamedTuple):
   init_personal: Callable[[jax.Array], PyTree]
   draw: Callable[[Client, jax.Array], Any]
   client_update: Callable[..., tuple[Contribution, PyTree]]
-  server_update: Callable[[ServerState, Sum], ServerState]
+  client_transform: Callable[[jax.Array], optax.GradientTransformation] | None
+  server: Server
   learning_rate_scale: Callable[[jax.Array], jax.Array]
-  needs_row_weight: bool
   weight_by_examples: bool
   score: Callable[[PyTree, PyTree, PyTree], jax.Array]
+
+
+class Round(NamedTuple):
+  """One round on one device, as pure functions.
+
+  Attributes:
+    empty_sum: ServerState -> the zeros that a round begins and ends with.
+    step: (server, personal, total, data, (local_index, num_blocks), key) ->
+      (server, personal, total, RoundMetrics), where total is an empty sum,
+      personal, data and the plan's round are this device's own, and the
+      server's state is the same on all devices.
+  """
+  empty_sum: Callable[[ServerState], Sum]
+  step: Callable[..., tuple[ServerState, PyTree, Sum, RoundMetrics]]
 
 
 def make_round(
@@ -67,8 +83,9 @@ def make_round(
     num_items: int,
     num_devices: int = 1,
     axis_name: str | None = None,
-) -> Callable:
-  """Builds round_fn(server, personal, data, plan, key), for one device.
+    visit_touched_rows: bool = False,
+) -> Round:
+  """Builds one round.
 
   Args:
     algorithm: What clients and server do.
@@ -77,102 +94,150 @@ def make_round(
     num_items: Items in the catalogue.
     num_devices: Devices that share the population.
     axis_name: The mapped axis of the devices; None on a single one.
+    visit_touched_rows: The server visits the rows that the cohort touched, by
+      a second walk over its blocks, and not the whole table: for catalogues
+      that are large beside the cohort. Same numbers. Needs a single device and
+      a server whose untouched rows stand still.
 
   Returns:
-    round_fn(server, personal, data, (local_index, num_blocks), key) ->
-    (server, personal, RoundMetrics), where personal, data and the plan's round
-    are this device's own and the server's state is the same on all.
-    Memory: one sum of the item table, and B clients' slots.
+    The round. Memory: one sum of the item table, and B clients' slots; time:
+    the cohort's slots, and, unless visit_touched_rows, passes over the table.
+
+  Raises:
+    ValueError: If visit_touched_rows is asked for where it cannot be.
   """
-  def round_fn(server, personal, data, plan, key):
+  server_side = algorithm.server
+  if visit_touched_rows and (
+      axis_name is not None or not server_side.rows_stand_still):
+    raise ValueError(
+        f'visit_touched_rows=True with axis_name={axis_name!r}: it needs one '
+        'device, and a server that leaves untouched rows alone (sgd, or '
+        'server.lazy_rows, and no transform of the sum).')
+
+  def empty_sum(server):
+    table, shared = jax.tree.map(
+        jnp.zeros_like, (server.item_table, server.shared))
+    rows = num_items if server_side.needs_row_weight else 0
+    return Sum(table, shared, jnp.zeros(rows), jnp.float32(0))
+
+  def step(server, personal, total, data, plan, key):
     local_index, num_blocks = plan
     round_key = jax.random.fold_in(key, server.round_index)
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
     learning_rate_scale = algorithm.learning_rate_scale(server.round_index)
+    start = server
 
-    def train_block(capacity, members, carry):
-      total, personal, metrics = carry
+    def read_block(capacity, members):
+      """A block's clients, their keys, and what they train on."""
       per_device = data.offsets.shape[0] - 1
       client_id = jnp.where(
           members < per_device, members * num_devices + device, num_clients)
       clients = gather_clients(data, members, client_id, capacity, num_items)
       keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(client_id)
-      examples = jax.vmap(algorithm.draw)(clients, keys)
+      return clients, keys, jax.vmap(algorithm.draw)(clients, keys)
+
+    def train_block(capacity, members, carry):
+      total, personal, metrics = carry
+      clients, keys, examples = read_block(capacity, members)
       view = View(
           jax.tree.map(
               lambda x: x.at[examples.rows].get(mode='fill', fill_value=0),
-              server.item_table),
+              start.item_table),
           jax.tree.map(
               lambda x: jnp.broadcast_to(x, (len(members), *x.shape)),
-              server.shared),
+              start.shared),
           jax.tree.map(lambda x: x.at[members].get(mode='clip'), personal),
           learning_rate_scale)
       contribution, own = algorithm.client_update(
           view, examples, clients.num_examples)
+      delta = (contribution.item_rows, contribution.shared)
+      if algorithm.client_transform is not None:
+        delta = jax.vmap(_transform, (None, 0, 0))(
+            algorithm.client_transform, delta, keys)
       weight = clients.num_examples.astype(jnp.float32)
       if not algorithm.weight_by_examples:
         weight = (weight > 0).astype(jnp.float32)
-
-      def weigh(x):
-        # Without weights this is no pass over the deltas: a padding client's
-        # rows are dropped, and its other deltas are zero.
-        if not algorithm.weight_by_examples:
-          return x
-        return x * weight.reshape(-1, *[1] * (x.ndim - 1))
-
-      rows = examples.rows.reshape(-1)
-      row_weight = total.row_weight
-      if algorithm.needs_row_weight:
-        row_weight = row_weight.at[rows].add(
-            jnp.repeat(weight, rows.size // weight.size), mode='drop')
-      total = Sum(
-          jax.tree.map(
-              lambda t, d: t.at[rows].add(
-                  weigh(d).reshape(-1, *t.shape[1:]), mode='drop'),
-              total.item_table, contribution.item_rows),
-          jax.tree.map(
-              lambda t, d: t + weigh(d).sum(0), total.shared,
-              contribution.shared),
-          row_weight,
-          total.weight + weight.sum())
+      total = _add_block(
+          total, examples.rows, *delta, weight, algorithm.weight_by_examples)
       personal = jax.tree.map(
           lambda x, new: x.at[members].set(new, mode='drop'), personal, own)
-      loss_sum, loss_count, reported, num_examples = metrics
-      metrics = (
-          loss_sum + contribution.loss_sum.sum(),
-          loss_count + contribution.loss_count.sum(),
-          reported + (weight > 0).sum(),
-          num_examples + contribution.num_examples.sum())
-      return total, personal, metrics
+      return total, personal, jax.tree.map(jnp.add, metrics, (
+          contribution.loss_sum.sum(), contribution.loss_count.sum(),
+          (weight > 0).sum(dtype=jnp.int32), contribution.num_examples.sum()))
 
-    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)  # noqa: E731
-    total = Sum(
-        zeros(server.item_table), zeros(server.shared),
-        jnp.zeros(num_items if algorithm.needs_row_weight else 0),
-        jnp.float32(0))
-    carry = (total, personal, (
-        jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0)))
-    for index, capacity in enumerate(capacities):
-      carry = jax.lax.fori_loop(
-          0, num_blocks[index],
-          lambda b, c, index=index, capacity=capacity: train_block(
-              capacity, local_index[index][b], c),
-          carry)
-    total, personal, metrics = carry
+    def visit_block(capacity, members, carry):
+      server, total = carry
+      rows = read_block(capacity, members)[2].rows.reshape(-1)
+      server = server_side.update_rows(server, total, rows)
+      # A row that comes again, in a later block, finds nothing left to do.
+      clear = lambda x: x.at[rows].set(0, mode='drop')  # noqa: E731
+      return server, total._replace(
+          item_table=jax.tree.map(clear, total.item_table),
+          row_weight=clear(total.row_weight) if (
+              server_side.needs_row_weight) else total.row_weight)
+
+    def for_each_block(visit, carry):
+      for index, capacity in enumerate(capacities):
+        carry = jax.lax.fori_loop(
+            0, num_blocks[index],
+            lambda b, c, index=index, capacity=capacity: visit(
+                capacity, local_index[index][b], c),
+            carry)
+      return carry
+
+    nothing = (jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
+    total, personal, metrics = for_each_block(
+        train_block, (total, personal, nothing))
     if axis_name is not None:
       total, metrics = jax.lax.psum((total, metrics), axis_name)
+    if visit_touched_rows:
+      server, total = for_each_block(visit_block, (server, total))
+      server = server_side.update_rest(server, total)
+      total = total._replace(
+          shared=jax.tree.map(jnp.zeros_like, total.shared),
+          weight=jnp.zeros_like(total.weight))
+    else:
+      server = server_side.update(server, total)
+      total = jax.tree.map(jnp.zeros_like, total)
     loss_sum, loss_count, reported, num_examples = metrics
-    return algorithm.server_update(server, total), personal, RoundMetrics(
+    return server, personal, total, RoundMetrics(
         loss_sum / jnp.maximum(loss_count, 1), reported, num_examples)
 
-  return round_fn
+  return Round(empty_sum, step)
 
 
-def make_run_rounds(round_fn: Callable) -> Callable:
+def _transform(make_transform, delta, key):
+  """One client's delta through its chain, with a key of its own."""
+  transform = make_transform(jax.random.fold_in(key, 1))
+  return transform.update(delta, transform.init(delta), None)[0]
+
+
+def _add_block(total, rows, item_rows, shared, weight, weighted):
+  """Adds a block's deltas, leaves [B, ...], to the sum."""
+  def weigh(x):
+    # Equal weights are no pass over the deltas: a padding client's rows are
+    # dropped, and its other deltas are zero.
+    return x * weight.reshape(-1, *[1] * (x.ndim - 1)) if weighted else x
+
+  flat = rows.reshape(-1)
+  row_weight = total.row_weight
+  if row_weight.size:
+    row_weight = row_weight.at[flat].add(
+        jnp.repeat(weight, flat.size // weight.size), mode='drop')
+  return Sum(
+      jax.tree.map(
+          lambda t, d: t.at[flat].add(
+              weigh(d).reshape(-1, *t.shape[1:]), mode='drop'),
+          total.item_table, item_rows),
+      jax.tree.map(lambda t, d: t + weigh(d).sum(0), total.shared, shared),
+      row_weight, total.weight + weight.sum())
+
+
+def make_run_rounds(one_round: Round) -> Callable:
   """Builds run(server, personal, data, plan, num_rounds, key) over a chunk.
 
   Args:
-    round_fn: From `make_round`.
+    one_round: From `make_round`.
 
   Returns:
     run(...) -> (server, personal, RoundMetrics with leaves [rounds of the
@@ -185,14 +250,17 @@ def make_run_rounds(round_fn: Callable) -> Callable:
         jnp.zeros(rounds, jnp.int32))
 
     def body(r, carry):
-      server, personal, collected = carry
-      server, personal, metrics = round_fn(
-          server, personal, data, jax.tree.map(lambda x: x[r], tuple(plan)),
-          key)
+      server, personal, total, collected = carry
+      server, personal, total, metrics = one_round.step(
+          server, personal, total, data,
+          jax.tree.map(lambda x: x[r], tuple(plan)), key)
       collected = jax.tree.map(
           lambda all_rounds, one: all_rounds.at[r].set(one), collected, metrics)
-      return server, personal, collected
+      return server, personal, total, collected
 
-    return jax.lax.fori_loop(0, num_rounds, body, (server, personal, empty))
+    server, personal, _, collected = jax.lax.fori_loop(
+        0, num_rounds, body,
+        (server, personal, one_round.empty_sum(server), empty))
+    return server, personal, collected
 
   return run

@@ -19,12 +19,14 @@ class ServerState(NamedTuple):
     shared: The parameters that travel whole.
     item_opt_state: Optimizer state of the item table.
     shared_opt_state: Optimizer state of the shared parameters.
+    transform_state: State of the transform of the sum.
   """
   round_index: jax.Array
   item_table: PyTree
   shared: PyTree
   item_opt_state: optax.OptState
   shared_opt_state: optax.OptState
+  transform_state: optax.OptState = optax.EmptyState()
 
 
 class Sum(NamedTuple):
@@ -49,10 +51,19 @@ class Server(NamedTuple):
   Attributes:
     init: (item_table, shared) -> ServerState.
     update: (ServerState, Sum) -> ServerState.
-    needs_row_weight: Whether update reads Sum.row_weight.
+    update_rows: (ServerState, Sum, rows) -> ServerState: the same step for some
+      rows of the item table alone (int32 [n]; a row may stand in it twice, and
+      num_items is no row). With `update_rest` once afterwards, the rows that
+      were touched make an `update`, if rows_stand_still.
+    update_rest: (ServerState, Sum) -> ServerState: all but the rows.
+    rows_stand_still: Whether a row that nobody touched stays as it is.
+    needs_row_weight: Whether an update reads Sum.row_weight.
   """
   init: Callable[[PyTree, PyTree], ServerState]
   update: Callable[[ServerState, Sum], ServerState]
+  update_rows: Callable[[ServerState, Sum, jax.Array], ServerState]
+  update_rest: Callable[[ServerState, Sum], ServerState]
+  rows_stand_still: bool
   needs_row_weight: bool
 
 
@@ -63,6 +74,7 @@ def make_server(
     *,
     row_normalization: str = 'mean',
     lazy_rows: bool = False,
+    transform: optax.GradientTransformation | None = None,
 ) -> Server:
   """Builds the server's step from Optax optimizers.
 
@@ -71,63 +83,123 @@ def make_server(
   by the summed weight of the clients that touched it (contributors).
 
   Args:
-    item_optimizer: Optimizer of the item table.
+    item_optimizer: Optimizer of the item table; a row's step must depend on
+      that row alone, as all of `optimizers` do.
     shared_optimizer: Optimizer of the shared parameters.
     schedule: round_index -> factor on both learning rates.
     row_normalization: mean, sum or contributors. The number of contributors of
       a row is itself private information of the cohort.
     lazy_rows: A row that nobody touched keeps its value and its moments. With
       a stateless optimizer it does so anyway, and nothing is computed for it.
+    transform: What happens to the raw sum, (item_table, shared), before it is
+      divided: noise, for example. It sees the whole table.
   """
-  # Without rows, only state that follows the shape of the parameters is left.
-  probe = jax.eval_shape(item_optimizer.init, jnp.zeros((1, 1)))
-  mask_rows = lazy_rows and bool(jax.tree.leaves(probe))
+  # The state for one row: only what follows the parameters' shape counts.
+  has_state = bool(jax.tree.leaves(
+      jax.eval_shape(item_optimizer.init, jnp.zeros((1, 1)))))
+  mask_rows = lazy_rows and has_state
   needs_row_weight = mask_rows or row_normalization == 'contributors'
 
   def init(item_table, shared):
     return ServerState(
         jnp.int32(0), item_table, shared, item_optimizer.init(item_table),
-        shared_optimizer.init(shared))
+        shared_optimizer.init(shared),
+        optax.EmptyState() if transform is None else transform.init(
+            (item_table, shared)))
 
-  def per_row(vector, leaf):
-    return vector.reshape(-1, *[1] * (leaf.ndim - 1))
+  def map_row_state(fn, opt_state, *others):
+    """Maps the leaves of optimizer state that have one row an item."""
+    is_row = optax.tree.map_params(
+        item_optimizer, lambda _: True, opt_state,
+        transform_non_params=lambda _: False)
+    return jax.tree.map(
+        lambda row, x, *rest: fn(x, *rest) if row else x, is_row, opt_state,
+        *others)
+
+  def step_rows(state, table, opt_state, sums, row_weight, weight):
+    """One step of some rows, given with their state, sums and weights."""
+    def per_row(vector, leaf):
+      return vector.reshape(-1, *[1] * (leaf.ndim - 1))
+
+    # Nobody reported: the sums are zero, and so must be the step.
+    reported = weight > 0
+    if row_normalization == 'contributors':
+      share = -1 / jnp.where(row_weight > 0, row_weight, 1)
+      gradient = jax.tree.map(lambda x: x * per_row(share, x), sums)
+    else:
+      share = -1 / jnp.where(reported, weight, 1)
+      gradient = optax.tree.scale(
+          share if row_normalization == 'mean' else -1, sums)
+    step, new_state = item_optimizer.update(gradient, opt_state, table)
+    step = optax.tree.scale(schedule(state.round_index), step)
+    new_state = jax.tree.map(
+        lambda new, old: jnp.where(reported, new, old), new_state, opt_state)
+    if mask_rows:
+      touched = row_weight > 0
+      step = jax.tree.map(
+          lambda x: jnp.where(per_row(touched, x), x, 0), step)
+      new_state = map_row_state(
+          lambda new, old: jnp.where(per_row(touched, new), new, old),
+          new_state, opt_state)
+    table = jax.tree.map(
+        lambda x, d: jnp.where(reported, x + d, x), table, step)
+    return table, new_state
+
+  def update_shared(state, sums, weight):
+    reported = weight > 0
+    step, opt_state = shared_optimizer.update(
+        optax.tree.scale(-1 / jnp.where(reported, weight, 1), sums),
+        state.shared_opt_state, state.shared)
+    shared = optax.apply_updates(
+        state.shared, optax.tree.scale(schedule(state.round_index), step))
+    shared, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(reported, new, old),
+        (shared, opt_state), (state.shared, state.shared_opt_state))
+    return state._replace(
+        round_index=state.round_index + 1, shared=shared,
+        shared_opt_state=opt_state)
 
   def update(state: ServerState, total: Sum) -> ServerState:
-    learning_rate = schedule(state.round_index)
-    # Nobody reported: the sums are zero, and so must be the step.
-    reported = total.weight > 0
-    share = -1 / jnp.where(reported, total.weight, 1)
-    if row_normalization == 'contributors':
-      divisor = -1 / jnp.where(total.row_weight > 0, total.row_weight, 1)
-      gradient = jax.tree.map(
-          lambda x: x * per_row(divisor, x), total.item_table)
-    else:
-      gradient = optax.tree.scale(
-          share if row_normalization == 'mean' else -1, total.item_table)
-    step, item_opt_state = item_optimizer.update(
-        gradient, state.item_opt_state, state.item_table)
-    step = optax.tree.scale(learning_rate, step)
-    if mask_rows:
-      touched = total.row_weight > 0
-      keep = lambda new, old: jnp.where(per_row(touched, new), new, old)  # noqa: E731
-      step = jax.tree.map(lambda x: keep(x, jnp.zeros_like(x)), step)
-      is_row_state = optax.tree.map_params(
-          item_optimizer, lambda _: True, state.item_opt_state,
-          transform_non_params=lambda _: False)
-      item_opt_state = jax.tree.map(
-          lambda is_rows, new, old: keep(new, old) if is_rows else new,
-          is_row_state, item_opt_state, state.item_opt_state)
-    item_table = optax.apply_updates(state.item_table, step)
-    step, shared_opt_state = shared_optimizer.update(
-        optax.tree.scale(share, total.shared), state.shared_opt_state,
-        state.shared)
-    shared = optax.apply_updates(
-        state.shared, optax.tree.scale(learning_rate, step))
-    moved = ServerState(
-        state.round_index + 1, item_table, shared, item_opt_state,
-        shared_opt_state)
-    still = state._replace(round_index=state.round_index + 1)
-    return jax.tree.map(
-        lambda new, old: jnp.where(reported, new, old), moved, still)
+    sums, transform_state = (
+        total.item_table, total.shared), state.transform_state
+    if transform is not None:
+      sums, transform_state = transform.update(
+          sums, transform_state, (state.item_table, state.shared))
+    table, opt_state = step_rows(
+        state, state.item_table, state.item_opt_state, sums[0],
+        total.row_weight, total.weight)
+    return update_shared(state, sums[1], total.weight)._replace(
+        item_table=table, item_opt_state=opt_state,
+        transform_state=transform_state)
 
-  return Server(init, update, needs_row_weight)
+  def update_rows(state: ServerState, total: Sum, rows) -> ServerState:
+    def take(leaf):
+      return leaf.at[rows].get(mode='clip')
+
+    def put(leaf, part):
+      return leaf.at[rows].set(part, mode='drop')
+
+    row_weight = take(total.row_weight) if needs_row_weight else None
+    table, opt_state = step_rows(
+        state, jax.tree.map(take, state.item_table),
+        map_row_state(take, state.item_opt_state),
+        jax.tree.map(take, total.item_table), row_weight, total.weight)
+    return state._replace(
+        item_table=jax.tree.map(put, state.item_table, table),
+        item_opt_state=map_row_state(put, state.item_opt_state, opt_state))
+
+  def update_rest(state: ServerState, total: Sum) -> ServerState:
+    # No row at all: what is left of the item optimizer's state is its count.
+    none = jnp.zeros(0, jnp.int32)
+    empty = jax.tree.map(lambda x: x[none], state.item_table)
+    _, opt_state = step_rows(
+        state, empty, map_row_state(lambda x: x[none], state.item_opt_state),
+        empty, jnp.zeros(0), total.weight)
+    return update_shared(state, total.shared, total.weight)._replace(
+        item_opt_state=map_row_state(
+            lambda _, old: old, opt_state, state.item_opt_state))
+
+  rows_stand_still = transform is None and (lazy_rows or not has_state)
+  return Server(
+      init, update, update_rows, update_rest, rows_stand_still,
+      needs_row_weight)

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from fedjaxrec import parallel, population, rounds
+from fedjaxrec.algorithms.fedavg import ClientTransform
 from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.registry import build_recommender
@@ -85,6 +87,12 @@ def call_interval(config: Config) -> int:
   return min(stops)
 
 
+def _slots(num_examples: np.ndarray, cohort: int, config: Config) -> float:
+  """Expected slots of a cohort."""
+  return cohort * num_examples[num_examples > 0].mean() * (
+      1 + config.objective.num_negatives)
+
+
 def make_simulation(
     config: Config,
     offsets: np.ndarray,
@@ -92,6 +100,8 @@ def make_simulation(
     labels: np.ndarray,
     num_items: int,
     *,
+    client_transform: ClientTransform | None = None,
+    server_transform: optax.GradientTransformation | None = None,
     transform_algorithm: Callable[[Algorithm], Algorithm] = lambda a: a,
     devices: Sequence[jax.Device] | None = None,
 ) -> Simulation:
@@ -104,6 +114,8 @@ def make_simulation(
     items: int32 [num_interactions], distinct within a client.
     labels: float32 [num_interactions].
     num_items: Items in the catalogue.
+    client_transform: key -> Optax transform of one client's delta.
+    server_transform: Optax transform of the raw sum, before it is divided.
     transform_algorithm: Changes the algorithm before it is compiled.
     devices: Devices to choose from; None: all local ones.
 
@@ -117,7 +129,9 @@ def make_simulation(
   num_devices = placement.num_devices
   recommender = build_recommender(config.model, num_items)
   algorithm = transform_algorithm(
-      build_algorithm(config, recommender, num_items))
+      build_algorithm(
+          config, recommender, num_items, client_transform=client_transform,
+          server_transform=server_transform))
   block_size = config.engine.block_size or _BLOCK_SIZE.get(
       placement.devices[0].platform, _ACCELERATOR_BLOCK_SIZE)
   block_size = min(block_size, max_cohort)
@@ -130,10 +144,14 @@ def make_simulation(
       rounds_per_call)
   data = parallel.put_at_home(
       population.place_clients(offsets, items, labels, num_devices), placement)
+  # Two visits to a touched row against four passes over the table.
+  visit_touched_rows = (
+      placement.mode == 'single' and algorithm.server.rows_stand_still
+      and _slots(num_examples, max_cohort, config) * 2 < num_items)
   run_rounds = parallel.distribute(
       rounds.make_run_rounds(rounds.make_round(
           algorithm, capacities, num_clients, num_items, num_devices,
-          placement.axis_name)), placement)
+          placement.axis_name, visit_touched_rows)), placement)
   server_key, personal_key, client_key = jax.random.split(
       jax.random.key(config.seed), 3)
   client_key_everywhere = parallel.put_everywhere(client_key, placement)

@@ -1,16 +1,25 @@
 """One round: who is summed, who is not, and who cannot tell the difference."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fedjaxrec import config, population
 from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.participation.plan import Plan
-from fedjaxrec.rounds import RoundMetrics, make_round, make_run_rounds
+from fedjaxrec.rounds import (
+    Round,
+    RoundMetrics,
+    make_round,
+    make_run_rounds,
+)
 from fedjaxrec.server import ServerState
+from fedjaxrec.transforms.clip import clip_by_l2
 from tests import draws, oracles
 
 # Client 4 has nothing to train on; the last one is whom padding could hit.
@@ -36,7 +45,7 @@ def keep_the_sum(server, total):
       total.row_weight, total.weight)
 
 
-class Round:
+class CompiledRound:
   """A compiled round and its start; `plan` says who trains in which place."""
 
   def __init__(self):
@@ -46,9 +55,17 @@ class Round:
     self.table, self.shared = server.item_table, server.shared
     self.data = jax.tree.map(lambda x: x[0], population.place_clients(
         POPULATION.offsets, POPULATION.items, POPULATION.labels))
-    self.compiled = jax.jit(make_round(
-        algorithm._replace(server_update=keep_the_sum, needs_row_weight=True),
-        (8,), NUM_CLIENTS, NUM_ITEMS))
+    one_round = make_round(
+        algorithm._replace(server=algorithm.server._replace(
+            update=keep_the_sum, needs_row_weight=True)),
+        (8,), NUM_CLIENTS, NUM_ITEMS)
+
+    def step(server, personal, *rest):
+      server, personal, _, metrics = one_round.step(
+          server, personal, one_round.empty_sum(server), *rest)
+      return server, personal, metrics
+
+    self.compiled = jax.jit(step)
     self.done = {}
 
   def __call__(self, plan, num_blocks=None, round_index=0):
@@ -68,7 +85,7 @@ class Round:
 
 @pytest.fixture(scope='module')
 def one_round():
-  return Round()
+  return CompiledRound()
 
 
 @pytest.fixture(scope='module')
@@ -220,18 +237,18 @@ class TestRunRounds:
 
   @staticmethod
   def run(num_rounds, plan_rounds=4):
-    def round_fn(server, personal, data, plan, key):
+    def step(server, personal, total, data, plan, key):
       local_index, num_blocks = plan
       del key
       server = server * 10 + num_blocks[0]
       personal = personal + local_index[0].sum() * data
-      return server, personal, RoundMetrics(
+      return server, personal, total, RoundMetrics(
           server * 0.5, num_blocks[0], num_blocks[0] * 2)
 
     plan = Plan(
         (np.arange(plan_rounds * 2, dtype=np.int32).reshape(-1, 1, 2),),
         np.arange(1, plan_rounds + 1, dtype=np.int32)[:, None])
-    return jax.jit(make_run_rounds(round_fn))(
+    return jax.jit(make_run_rounds(Round(lambda server: server * 0, step)))(
         jnp.int32(0), jnp.float32(0), jnp.float32(1), plan,
         jnp.int32(num_rounds), jax.random.key(0))
 
@@ -248,3 +265,82 @@ class TestRunRounds:
     assert server == 12
     assert personal == 0 + 1 + 2 + 3
     np.testing.assert_array_equal(metrics.reported, [1, 2, 0, 0])
+
+
+def run_two_rounds(server_config, visit_touched_rows, **transforms):
+  """Two rounds of a few clients in a large catalogue, on one compiled step."""
+  num_items = 400
+  run_config = dataclasses.replace(
+      CONFIG, server=server_config,
+      client=dataclasses.replace(CONFIG.client, epochs=1))
+  algorithm = build_algorithm(
+      run_config, build_recommender(CONFIG.model, num_items), num_items,
+      **transforms)
+  server, personal = draws.make_start(algorithm, NUM_CLIENTS)
+  data = jax.tree.map(lambda x: x[0], population.place_clients(
+      POPULATION.offsets, POPULATION.items, POPULATION.labels))
+  run = jax.jit(make_run_rounds(make_round(
+      algorithm, (8,), NUM_CLIENTS, num_items,
+      visit_touched_rows=visit_touched_rows)))
+  # Clients 3 and 5 take part twice, in blocks of three and of one.
+  members = np.full((2, 2, BLOCK_SIZE), EMPTY, np.int32)
+  members[0] = [[0, 1, 3], [5, EMPTY, EMPTY]]
+  members[1] = [[3, 5, 7], [6, EMPTY, EMPTY]]
+  plan = Plan((members,), np.array([[2], [2]], np.int32))
+  out = run(server, personal, data, plan, jnp.int32(2), KEY)
+  return jax.tree.map(np.asarray, (server, *out))
+
+
+@pytest.mark.parametrize('row_normalization', config.ROW_NORMALIZATIONS)
+@pytest.mark.parametrize('optimizer', config.OPTIMIZERS)
+def test_visiting_touched_rows_is_visiting_all(optimizer, row_normalization):
+  server_config = config.ServerConfig(
+      optimizer=optimizer, learning_rate=0.3,
+      row_normalization=row_normalization)
+  start, *dense = run_two_rounds(server_config, False)
+  _, *touched = run_two_rounds(server_config, True)
+  # The same operations on the same numbers; compiled apart, a multiplication
+  # and an addition may be fused in one and not in the other: an ulp each.
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7, atol=3e-7),
+      dense, touched)
+  moved = np.any(dense[0].item_table['item'] != start.item_table['item'], 1)
+  assert 0 < moved.sum() < len(moved)  # Some rows moved, and some stood still.
+
+
+def test_visiting_touched_rows_is_refused_where_others_move():
+  server_config = config.ServerConfig(optimizer='adam', lazy_rows=False)
+  with pytest.raises(ValueError, match='visit_touched_rows=True'):
+    run_two_rounds(server_config, True)
+  with pytest.raises(ValueError, match='visit_touched_rows=True'):
+    run_two_rounds(
+        config.ServerConfig(), True, server_transform=optax.identity())
+
+
+def test_each_client_delta_passes_its_own_transform_before_the_sum():
+  """Norms, measured on cohorts of one, are those that the transform allows."""
+  def norm_of_step(**transforms):
+    start, after, *_ = run_two_rounds(config.ServerConfig(
+        row_normalization='sum'), False, **transforms)
+    moved = jax.tree.map(
+        lambda a, b: a - b, (after.item_table, after.shared),
+        (start.item_table, start.shared))
+    return np.sqrt(sum(np.sum(x * x) for x in jax.tree.leaves(moved)))
+
+  free = norm_of_step()
+  clipped = norm_of_step(client_transform=lambda key: clip_by_l2(1e-3))
+  # Eight deltas of norm 1e-3, weighted by examples; shared parts by the mean.
+  assert free > 1
+  assert 0 < clipped <= 1e-3 * sum(
+      COUNTS[c] for c in (0, 1, 3, 5, 3, 5, 7, 6))
+
+
+def test_the_sum_passes_the_server_transform():
+  """A transform that leaves nothing of the sum leaves the server still."""
+  server_config = config.ServerConfig(row_normalization='contributors')
+  start, plain, *_ = run_two_rounds(server_config, False)
+  _, nothing, *_ = run_two_rounds(
+      server_config, False, server_transform=optax.scale(0.0))
+  jax.tree.map(np.testing.assert_array_equal, nothing.item_table,
+               start.item_table)
+  assert np.any(plain.item_table['item'] != start.item_table['item'])

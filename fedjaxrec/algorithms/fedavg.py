@@ -4,6 +4,11 @@ FedProx is `client.proximal_mu`; FedAvgM, FedAdagrad, FedAdam and FedYogi are
 `server.optimizer`.
 """
 
+from collections.abc import Callable
+
+import jax
+import optax
+
 from fedjaxrec.config import Config
 from fedjaxrec.examples import draw_examples
 from fedjaxrec.local_training import make_local_training
@@ -13,9 +18,15 @@ from fedjaxrec.optimizers import build_optimizer, make_schedule
 from fedjaxrec.rounds import Algorithm
 from fedjaxrec.server import make_server
 
+ClientTransform = Callable[[jax.Array], optax.GradientTransformation]
+
 
 def make_fedavg(
-    config: Config, recommender: Recommender, num_items: int
+    config: Config,
+    recommender: Recommender,
+    num_items: int,
+    client_transform: ClientTransform | None = None,
+    server_transform: optax.GradientTransformation | None = None,
 ) -> Algorithm:
   """Builds FedAvg for a recommender.
 
@@ -27,6 +38,8 @@ def make_fedavg(
       are read.
     recommender: The model.
     num_items: Items in the catalogue.
+    client_transform: key -> transform of one client's delta; None for none.
+    server_transform: Transform of the raw sum; None for none.
 
   References:
     McMahan et al., 2017, `FedAvg <https://arxiv.org/abs/1602.05629>`_.
@@ -46,16 +59,17 @@ def make_fedavg(
       build_optimizer(server, server.learning_rate),
       build_optimizer(server, server.learning_rate),
       make_schedule(server.schedule, server.final_fraction, config.rounds),
-      row_normalization=server.row_normalization, lazy_rows=server.lazy_rows)
+      row_normalization=server.row_normalization, lazy_rows=server.lazy_rows,
+      transform=server_transform)
 
   return Algorithm(
       init_server=lambda key: steps.init(*recommender.init_server(key)),
       init_personal=recommender.init_personal,
       draw=lambda c, key: draw_examples(c, key, num_items, negatives),
       client_update=train,
-      server_update=steps.update,
+      client_transform=client_transform,
+      server=steps,
       learning_rate_scale=make_schedule(
           client.schedule, client.final_fraction, config.rounds),
-      needs_row_weight=steps.needs_row_weight,
       weight_by_examples=config.cohort.weighting == 'examples',
       score=recommender.score)

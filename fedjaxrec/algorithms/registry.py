@@ -1,5 +1,7 @@
 """The algorithms by name. A new algorithm is one file and one line here."""
 
+from typing import Any
+
 from fedjaxrec.algorithms.fedavg import make_fedavg
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
@@ -11,7 +13,15 @@ ALGORITHMS = {
 
 
 def build_algorithm(
-    config: Config, recommender: Recommender, num_items: int
+    config: Config, recommender: Recommender, num_items: int, **transforms: Any
 ) -> Algorithm:
-  """Returns the algorithm that `config.algorithm.name` names."""
-  return ALGORITHMS[config.algorithm.name](config, recommender, num_items)
+  """Returns the algorithm that `config.algorithm.name` names.
+
+  Args:
+    config: The whole config.
+    recommender: The model.
+    num_items: Items in the catalogue.
+    **transforms: client_transform and server_transform, see `make_fedavg`.
+  """
+  return ALGORITHMS[config.algorithm.name](
+      config, recommender, num_items, **transforms)

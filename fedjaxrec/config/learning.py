@@ -64,8 +64,8 @@ class ObjectiveConfig:
     l2: Weight of the squared L2 norm of the parameters that a batch touches.
   """
   name: str = 'bce'
-  num_negatives: int = 4
-  l2: float = 0.0
+  num_negatives: int = 8
+  l2: float = 2.5e-4
 
   def __post_init__(self):
     one_of('objective.name', self.name, OBJECTIVES)
@@ -97,14 +97,14 @@ class ClientConfig:
     final_fraction: Learning rate at the last round over the first's.
   """
   optimizer: str = 'sgd'
-  learning_rate: float = 0.1
-  item_learning_rate: float = 0.1
+  learning_rate: float = 7.0
+  item_learning_rate: float = 60.0
   momentum: float = 0.9
   epochs: int = 1
   steps: int = 0
   batch_size: int = 64
   proximal_mu: float = 0.0
-  schedule: str = 'constant'
+  schedule: str = 'cosine'
   final_fraction: float = 0.1
 
   def __post_init__(self):
@@ -141,15 +141,15 @@ class ServerConfig:
       exponential.
     final_fraction: Learning rate at the last round over the first's.
   """
-  optimizer: str = 'sgd'
-  learning_rate: float = 1.0
+  optimizer: str = 'adam'
+  learning_rate: float = 0.028
   momentum: float = 0.9
   b1: float = 0.9
   b2: float = 0.99
-  eps: float = 1e-3
-  row_normalization: str = 'mean'
+  eps: float = 1e-2
+  row_normalization: str = 'contributors'
   lazy_rows: bool = True
-  schedule: str = 'constant'
+  schedule: str = 'cosine'
   final_fraction: float = 0.1
 
   def __post_init__(self):
@@ -180,7 +180,7 @@ class CohortConfig:
     weights_path: Weighted only: a .npy file with one weight a client.
     weighting: A delta's weight in the mean: equal, or its number of examples.
   """
-  size: int = 100
+  size: int = 150
   sampler: str = 'uniform'
   cap: int = 0
   weights_path: str = ''

@@ -75,7 +75,7 @@ class EvaluationConfig:
   """
   protocol: str = 'full'
   ks: tuple[int, ...] = (5, 10, 20)
-  every: int = 10
+  every: int = 25
   selection: str = 'best'
   batch_size: int = 512
   bootstrap_samples: int = 1000
@@ -106,7 +106,7 @@ class CheckpointConfig:
     every: Rounds between two checkpoints; 0: only at the end.
     keep: Checkpoints kept.
   """
-  every: int = 50
+  every: int = 100
   keep: int = 2
 
   def __post_init__(self):
@@ -136,7 +136,7 @@ class Config:
     checkpoint: Checkpoints.
   """
   seed: int = 0
-  rounds: int = 200
+  rounds: int = 500
   data: DataConfig = DataConfig()
   synthetic: SyntheticConfig = SyntheticConfig()
   split: SplitConfig = SplitConfig()

@@ -19,9 +19,10 @@ PyTree = Any
 def _freeze_server(algorithm: Algorithm) -> Algorithm:
   """The same clients, and a server that only counts the rounds."""
   return algorithm._replace(
-      server_update=lambda state, total: state._replace(
-          round_index=state.round_index + 1),
-      needs_row_weight=False)
+      server=algorithm.server._replace(
+          update=lambda state, total: state._replace(
+              round_index=state.round_index + 1),
+          rows_stand_still=False, needs_row_weight=False))
 
 
 def make_fold_in(

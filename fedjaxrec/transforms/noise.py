@@ -52,12 +52,10 @@ def add_gaussian_noise(
   def update(updates, state, params=None):
     del params
     next_key, draw_key = jax.random.split(state.key)
-    leaves, treedef = jax.tree.flatten(updates)
-    keys = jax.random.split(draw_key, len(leaves))
-    noisy = [
-        x + jnp.asarray(noise_stddev, x.dtype)
-        * jax.random.normal(k, x.shape, x.dtype)
-        for x, k in zip(leaves, keys, strict=True)]
-    return treedef.unflatten(noisy), GaussianNoiseState(next_key)
+    noisy = jax.tree.map(
+        lambda x, k: x + jnp.asarray(noise_stddev, x.dtype)
+        * jax.random.normal(k, x.shape, x.dtype),
+        updates, optax.tree.split_key_like(draw_key, updates))
+    return noisy, GaussianNoiseState(next_key)
 
   return optax.GradientTransformation(init, update)
