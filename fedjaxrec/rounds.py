@@ -157,8 +157,11 @@ def make_round(
       weight = clients.num_examples.astype(jnp.float32)
       if not algorithm.weight_by_examples:
         weight = (weight > 0).astype(jnp.float32)
-      total = _add_block(
-          total, examples.rows, *delta, weight, algorithm.weight_by_examples)
+      # Equal weights are no pass over the deltas: a padding client's rows are
+      # dropped, and its other deltas are zero, unless a transform made them.
+      weighted = algorithm.weight_by_examples or (
+          algorithm.client_transform is not None)
+      total = _add_block(total, examples.rows, *delta, weight, weighted)
       personal = jax.tree.map(
           lambda x, new: x.at[members].set(new, mode='drop'), personal, own)
       return total, personal, jax.tree.map(jnp.add, metrics, (
@@ -215,8 +218,6 @@ def _transform(make_transform, delta, key):
 def _add_block(total, rows, item_rows, shared, weight, weighted):
   """Adds a block's deltas, leaves [B, ...], to the sum."""
   def weigh(x):
-    # Equal weights are no pass over the deltas: a padding client's rows are
-    # dropped, and its other deltas are zero.
     return x * weight.reshape(-1, *[1] * (x.ndim - 1)) if weighted else x
 
   flat = rows.reshape(-1)
