@@ -97,6 +97,18 @@ def test_images_and_pairs_of_images_are_uniform(size):
     assert not too_uneven(cells, num_keys / cells.size), (x, y)
 
 
+def test_an_image_is_uniform_and_not_nearly_so():
+  """Swaps alone leave 0 in its place 2^-9 too often; the shift mends that."""
+  num_keys = 2**22
+  words = np.random.default_rng(0).integers(
+      0, 2**32, (num_keys, 2), dtype=np.uint32)
+  image = permute_many(
+      jax.random.wrap_key_data(jnp.asarray(words)), jnp.zeros(1, jnp.int32),
+      jnp.int32(2))
+  # An excess of 2^-9 would be 8 standard deviations.
+  assert abs(int(image.sum()) - num_keys / 2) < 5 * np.sqrt(num_keys) / 2
+
+
 def test_the_test_of_pairs_would_see_a_mere_rotation():
   num_keys, size = 30_000, 7
   shift = np.random.default_rng(0).integers(0, size, num_keys)
@@ -202,6 +214,18 @@ def test_negatives_exclude_training_items_only(negative_counts):
   # The control: a list that holds the held-out items shows the leak.
   assert not leaking[held_out].any()
   assert leaking[np.setdiff1d(absent, held_out)].all()
+
+
+def test_negatives_do_not_follow_the_order():
+  """As many interactions as absent items: a shared permutation would show."""
+  num_keys, items = 5000, np.arange(0, NUM_ITEMS, 2)
+  drawn = drawing(1, many=True)(make_client(items), keys(num_keys))
+  rows = np.asarray(drawn.rows)[:, :len(items)] // 2  # Ranks among their kind.
+  share = 1 / len(items)
+  limit = 5 * np.sqrt(num_keys * share * (1 - share))
+  for place in range(len(items)):
+    same = (rows[:, place, 0] == rows[:, place, 1]).sum()
+    assert abs(same - num_keys * share) < limit
 
 
 @pytest.mark.parametrize('k', [0, 2])

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjaxrec.config import ClientConfig, ModelConfig
+from fedjaxrec.config import ModelConfig
 from fedjaxrec.examples import Examples
 from fedjaxrec.local_training import View, make_local_training, num_steps
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.objectives import OBJECTIVES
 from fedjaxrec.optimizers import build_optimizer
-from tests import oracles
+from tests import oracles, plain
 
 NUM_ITEMS, DIM, BATCH_SIZE, NUM_NEGATIVES = 40, 3, 4, 2
 # In one block: nobody, less than a batch, a batch, and more, not whole.
@@ -55,7 +55,7 @@ def train(problem):
 
 def train_block(problem, objective='bce', l2=0.0, scale=1.0, shortcut=None,
                 **client):
-  config = ClientConfig(batch_size=BATCH_SIZE, **client)
+  config = plain.client(batch_size=BATCH_SIZE, **client)
   rows, labels, table, shared, personal = problem
   run = make_local_training(
       SCORE, OBJECTIVES[objective],
@@ -75,7 +75,7 @@ def train_block(problem, objective='bce', l2=0.0, scale=1.0, shortcut=None,
 
 
 def check(problem, result, objective='bce', l2=0.0, scale=1.0, **client):
-  config = ClientConfig(batch_size=BATCH_SIZE, **client)
+  config = plain.client(batch_size=BATCH_SIZE, **client)
   rows, labels, table, shared, personal = problem
   contribution, new_personal = result
   # The longest chain: a score (dim + 3 and the loss's slope), then the sum over

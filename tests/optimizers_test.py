@@ -5,9 +5,9 @@ import numpy as np
 import optax
 import pytest
 
-from fedjaxrec.config import OPTIMIZERS, ClientConfig, ServerConfig
+from fedjaxrec.config import OPTIMIZERS, ServerConfig
 from fedjaxrec.optimizers import build_optimizer, make_schedule
-from tests import oracles
+from tests import oracles, plain
 
 # Of all magnitudes against eps, and one parameter that never gets a gradient.
 GRADIENTS = [
@@ -29,9 +29,9 @@ def run(optimizer):
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 @pytest.mark.parametrize('make_config', [
-    lambda name: ServerConfig(
+    lambda name: plain.server(
         optimizer=name, momentum=0.7, b1=0.8, b2=0.95, eps=0.01),
-    lambda name: ClientConfig(optimizer=name, momentum=0.7),
+    lambda name: plain.client(optimizer=name, momentum=0.7),
 ], ids=['server', 'client'])
 def test_steps_are_those_of_the_paper(name, make_config):
   config = make_config(name)
@@ -53,7 +53,7 @@ def test_steps_are_those_of_the_paper(name, make_config):
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_without_a_gradient_nothing_ever_moves(name):
   """What makes touched rows and the whole table the same thing."""
-  steps = run(build_optimizer(ServerConfig(optimizer=name), 1.0))
+  steps = run(build_optimizer(plain.server(optimizer=name), 1.0))
   np.testing.assert_array_equal(steps[:, -1], 0)
   assert np.abs(steps[0, 0]) > 0
 

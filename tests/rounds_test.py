@@ -20,7 +20,7 @@ from fedjaxrec.rounds import (
 )
 from fedjaxrec.server import ServerState
 from fedjaxrec.transforms.clip import clip_by_l2
-from tests import draws, oracles
+from tests import draws, oracles, plain
 
 # Client 4 has nothing to train on; the last one is whom padding could hit.
 COUNTS = [3, 5, 1, 8, 0, 7, 2, 4, 6]
@@ -31,10 +31,9 @@ POPULATION = oracles.make_population(COUNTS, NUM_ITEMS, seed=3)
 KEY = jax.random.key(11)
 CONFIG = config.Config(
     model=config.ModelConfig(dim=DIM, init_scale=0.5),
-    objective=config.ObjectiveConfig(num_negatives=NUM_NEGATIVES),
-    client=config.ClientConfig(
-        batch_size=4, epochs=2, item_learning_rate=0.7),
-    cohort=config.CohortConfig(weighting='examples'))
+    objective=plain.objective(num_negatives=NUM_NEGATIVES),
+    client=plain.client(epochs=2, item_learning_rate=0.7),
+    server=plain.server())
 BASE = [[0, 1, 2], [3, 5, EMPTY]]
 
 
@@ -48,9 +47,12 @@ def keep_the_sum(server, total):
 class CompiledRound:
   """A compiled round and its start; `plan` says who trains in which place."""
 
-  def __init__(self):
+  def __init__(self, weighting='examples', **transforms):
+    settings = dataclasses.replace(
+        CONFIG, cohort=plain.cohort(weighting=weighting))
     algorithm = build_algorithm(
-        CONFIG, build_recommender(CONFIG.model, NUM_ITEMS), NUM_ITEMS)
+        settings, build_recommender(CONFIG.model, NUM_ITEMS), NUM_ITEMS,
+        **transforms)
     server, self.personal = draws.make_start(algorithm, NUM_CLIENTS)
     self.table, self.shared = server.item_table, server.shared
     self.data = jax.tree.map(lambda x: x[0], population.place_clients(
@@ -267,14 +269,71 @@ class TestRunRounds:
     np.testing.assert_array_equal(metrics.reported, [1, 2, 0, 0])
 
 
-def run_two_rounds(server_config, visit_touched_rows, **transforms):
+# --- What a delta passes before it is summed ---------------------------------
+
+LIMIT = 1e-3
+
+
+def clip_and_mark(key):
+  """Clips a delta, then puts an integer of the client's own in its place."""
+  def mark(updates, params):
+    del params
+    rows, shared = updates
+    number = jax.random.randint(key, (), 1, 2**16).astype(jnp.float32)
+    return rows, jax.tree.map(lambda x: x * 0 + number, shared)
+
+  return optax.chain(clip_by_l2(LIMIT), optax.stateless(mark))
+
+
+@pytest.fixture(scope='module')
+def marked_round():
+  return CompiledRound('equal', client_transform=clip_and_mark)
+
+
+def mark_of(marked_round, plan, **kwargs):
+  return float(marked_round(plan, **kwargs)[0].shared['bias'])
+
+
+def test_each_client_passes_its_own_transform_and_padding_none(marked_round):
+  """Sums of integers are exact, so one mark too many would show."""
+  alone = {c: mark_of(marked_round, [[c, EMPTY, EMPTY]]) for c in range(4)}
+  assert all(mark >= 1 and mark == int(mark) for mark in alone.values())
+  assert len(set(alone.values())) == 4
+  total = sum(alone.values())
+  for plan, num_blocks in (
+      ([[0, 1, 2], [3, EMPTY, EMPTY]], 2),
+      ([[EMPTY, 3, 1], [EMPTY, EMPTY, EMPTY], [2, 0, EMPTY]], BLOCKS),
+      ([[0, 1, 2], [3, 4, EMPTY]], 2)):  # Client 4 has nothing to train on.
+    assert mark_of(marked_round, plan, num_blocks=num_blocks) == total
+  # Another round is another draw.
+  assert mark_of(
+      marked_round, [[0, EMPTY, EMPTY]], round_index=1) != alone[0]
+
+
+def test_a_delta_is_clipped_before_it_is_summed(one_round, marked_round):
+  def norm(server):
+    return np.sqrt(sum(
+        np.sum(leaf.astype(float)**2) for leaf in server.item_table.values()))
+
+  plan = [[3, EMPTY, EMPTY]]
+  assert norm(one_round(plan)[0]) > 100 * LIMIT
+  # The bias had its share of the norm, until it was replaced by the mark.
+  assert 0.5 * LIMIT < norm(marked_round(plan)[0]) <= LIMIT * (1 + 1e-6)
+  three = norm(marked_round([[3, 5, EMPTY], [7, EMPTY, EMPTY]])[0])
+  assert LIMIT < three <= 3 * LIMIT * (1 + 1e-6)
+
+
+# --- A server that visits the touched rows alone -----------------------------
+
+
+def run_two_rounds(visit_touched_rows, server=None, **transforms):
   """Two rounds of a few clients in a large catalogue, on one compiled step."""
   num_items = 400
-  run_config = dataclasses.replace(
-      CONFIG, server=server_config,
+  settings = dataclasses.replace(
+      CONFIG, server=server or plain.server(), cohort=plain.cohort(),
       client=dataclasses.replace(CONFIG.client, epochs=1))
   algorithm = build_algorithm(
-      run_config, build_recommender(CONFIG.model, num_items), num_items,
+      settings, build_recommender(CONFIG.model, num_items), num_items,
       **transforms)
   server, personal = draws.make_start(algorithm, NUM_CLIENTS)
   data = jax.tree.map(lambda x: x[0], population.place_clients(
@@ -291,14 +350,10 @@ def run_two_rounds(server_config, visit_touched_rows, **transforms):
   return jax.tree.map(np.asarray, (server, *out))
 
 
-@pytest.mark.parametrize('row_normalization', config.ROW_NORMALIZATIONS)
-@pytest.mark.parametrize('optimizer', config.OPTIMIZERS)
-def test_visiting_touched_rows_is_visiting_all(optimizer, row_normalization):
-  server_config = config.ServerConfig(
-      optimizer=optimizer, learning_rate=0.3,
-      row_normalization=row_normalization)
-  start, *dense = run_two_rounds(server_config, False)
-  _, *touched = run_two_rounds(server_config, True)
+def test_visiting_touched_rows_is_visiting_all():
+  """For plain averaging; `server_test` has every optimizer."""
+  start, *dense = run_two_rounds(False)
+  _, *touched = run_two_rounds(True)
   # The same operations on the same numbers; compiled apart, a multiplication
   # and an addition may be fused in one and not in the other: an ulp each.
   jax.tree.map(
@@ -308,39 +363,10 @@ def test_visiting_touched_rows_is_visiting_all(optimizer, row_normalization):
   assert 0 < moved.sum() < len(moved)  # Some rows moved, and some stood still.
 
 
-def test_visiting_touched_rows_is_refused_where_others_move():
-  server_config = config.ServerConfig(optimizer='adam', lazy_rows=False)
+@pytest.mark.parametrize('settings', [
+    {'server': plain.server(optimizer='adam', lazy_rows=False)},
+    {'server_transform': optax.identity()},
+], ids=['momentum', 'transform'])
+def test_visiting_touched_rows_is_refused_where_others_move(settings):
   with pytest.raises(ValueError, match='visit_touched_rows=True'):
-    run_two_rounds(server_config, True)
-  with pytest.raises(ValueError, match='visit_touched_rows=True'):
-    run_two_rounds(
-        config.ServerConfig(), True, server_transform=optax.identity())
-
-
-def test_each_client_delta_passes_its_own_transform_before_the_sum():
-  """Norms, measured on cohorts of one, are those that the transform allows."""
-  def norm_of_step(**transforms):
-    start, after, *_ = run_two_rounds(config.ServerConfig(
-        row_normalization='sum'), False, **transforms)
-    moved = jax.tree.map(
-        lambda a, b: a - b, (after.item_table, after.shared),
-        (start.item_table, start.shared))
-    return np.sqrt(sum(np.sum(x * x) for x in jax.tree.leaves(moved)))
-
-  free = norm_of_step()
-  clipped = norm_of_step(client_transform=lambda key: clip_by_l2(1e-3))
-  # Eight deltas of norm 1e-3, weighted by examples; shared parts by the mean.
-  assert free > 1
-  assert 0 < clipped <= 1e-3 * sum(
-      COUNTS[c] for c in (0, 1, 3, 5, 3, 5, 7, 6))
-
-
-def test_the_sum_passes_the_server_transform():
-  """A transform that leaves nothing of the sum leaves the server still."""
-  server_config = config.ServerConfig(row_normalization='contributors')
-  start, plain, *_ = run_two_rounds(server_config, False)
-  _, nothing, *_ = run_two_rounds(
-      server_config, False, server_transform=optax.scale(0.0))
-  jax.tree.map(np.testing.assert_array_equal, nothing.item_table,
-               start.item_table)
-  assert np.any(plain.item_table['item'] != start.item_table['item'])
+    run_two_rounds(True, **settings)

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from fedjaxrec.config import OPTIMIZERS, ROW_NORMALIZATIONS, ServerConfig
+from fedjaxrec.config import OPTIMIZERS, ROW_NORMALIZATIONS
 from fedjaxrec.optimizers import build_optimizer
 from fedjaxrec.server import Sum, make_server
-from tests import oracles
+from tests import oracles, plain
 
 NUM_ITEMS, DIM, ROUNDS = 6, 2, 3
 # Row 0 is touched in every round, row 5 never, the others now and then.
@@ -32,11 +33,11 @@ def make_problem(seed=0):
   return params, sums
 
 
-def make(config, factor=lambda r: 1 - 0.25 * r):
+def make(config, factor=lambda r: 1 - 0.25 * r, transform=None):
   build = lambda: build_optimizer(config, config.learning_rate)
   return make_server(
       build(), build(), factor, row_normalization=config.row_normalization,
-      lazy_rows=config.lazy_rows)
+      lazy_rows=config.lazy_rows, transform=transform)
 
 
 def run(config, sums, params):
@@ -55,7 +56,7 @@ def run(config, sums, params):
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_steps_are_those_of_the_oracle(
     optimizer, row_normalization, lazy_rows):
-  config = ServerConfig(
+  config = plain.server(
       optimizer=optimizer, learning_rate=0.3, momentum=0.7, b1=0.8, b2=0.95,
       eps=0.01, row_normalization=row_normalization, lazy_rows=lazy_rows)
   params, sums = make_problem()
@@ -88,8 +89,8 @@ def test_plain_averaging_by_hand():
   for row_normalization, expected in (
       ('mean', [3, 2, 2]), ('sum', [7, 2, 0]), ('contributors', [4, 2, 0])):
     state = run(
-        ServerConfig(row_normalization=row_normalization), sums, params)[-1]
-    server = make(ServerConfig(row_normalization=row_normalization))
+        plain.server(row_normalization=row_normalization), sums, params)[-1]
+    server = make(plain.server(row_normalization=row_normalization))
     assert server.needs_row_weight == (row_normalization == 'contributors')
     np.testing.assert_allclose(
         state.item_table['item'][:, 0], expected, rtol=1e-6)
@@ -101,7 +102,7 @@ def test_nothing_moves_where_nobody_reported(optimizer):
   """Not even by momentum: neither values nor moments, bit for bit."""
   params, sums = make_problem()
   nobody = jax.tree.map(np.zeros_like, sums[0])
-  states = run(ServerConfig(optimizer=optimizer, lazy_rows=False),
+  states = run(plain.server(optimizer=optimizer, lazy_rows=False),
                [sums[0], nobody, sums[1]], params)
   jax.tree.map(
       np.testing.assert_array_equal,
@@ -111,7 +112,7 @@ def test_nothing_moves_where_nobody_reported(optimizer):
   # The control: a cohort that reported nothing but zeros does move momentum.
   if optimizer in ('momentum', 'adam', 'yogi'):
     zeros = (*nobody[:2], np.float32(1), nobody[3])
-    moved = run(ServerConfig(optimizer=optimizer, lazy_rows=False),
+    moved = run(plain.server(optimizer=optimizer, lazy_rows=False),
                 [sums[0], zeros], params)[2]
     assert (moved.shared['bias'] != states[1].shared['bias']).all()
 
@@ -127,7 +128,7 @@ def moments_of_rows(state):
 def test_lazy_rows_keep_untouched_values_and_moments(
     optimizer, row_normalization):
   params, sums = make_problem()
-  states = run(ServerConfig(
+  states = run(plain.server(
       optimizer=optimizer, row_normalization=row_normalization), sums, params)
   for r in range(1, ROUNDS):
     before, after = states[r], states[r + 1]
@@ -137,14 +138,14 @@ def test_lazy_rows_keep_untouched_values_and_moments(
         [*jax.tree.leaves(after.item_table), *moments_of_rows(after)]):
       np.testing.assert_array_equal(new[~TOUCHED[r]], old[~TOUCHED[r]])
       assert (new[TOUCHED[r]] != old[TOUCHED[r]]).all()
-  assert make(ServerConfig(optimizer=optimizer)).needs_row_weight
+  assert make(plain.server(optimizer=optimizer)).needs_row_weight
 
 
 @pytest.mark.parametrize('optimizer', ['momentum', 'adam', 'yogi'])
 def test_without_lazy_rows_a_row_moves_by_its_momentum(optimizer):
   """The control: row 1 is touched in the first round and not in the second."""
   params, sums = make_problem()
-  states = run(ServerConfig(optimizer=optimizer, lazy_rows=False), sums, params)
+  states = run(plain.server(optimizer=optimizer, lazy_rows=False), sums, params)
   assert not TOUCHED[1, 1]
   assert (states[2].item_table['item'][1]
           != states[1].item_table['item'][1]).all()
@@ -153,7 +154,75 @@ def test_without_lazy_rows_a_row_moves_by_its_momentum(optimizer):
       states[-1].item_table['item'][5], params[0]['item'][5])
 
 
+@pytest.mark.parametrize('row_normalization', ROW_NORMALIZATIONS)
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_row_by_row_is_the_whole_step(optimizer, row_normalization):
+  """Touched rows in two parts; a row twice; and num_items, which is no row."""
+  config = plain.server(
+      optimizer=optimizer, learning_rate=0.3, eps=0.01,
+      row_normalization=row_normalization)
+  server = make(config)
+  params, sums = make_problem()
+  nobody = jax.tree.map(np.zeros_like, sums[0])
+  whole = parts = server.init(*jax.tree.map(jnp.asarray, params))
+  for (table, shared, weight, row_weight), touched in zip(
+      [*sums, nobody], [*TOUCHED, TOUCHED[0]]):
+    if not server.needs_row_weight:
+      row_weight = np.zeros(0, np.float32)
+    total = jax.tree.map(jnp.asarray, Sum(table, shared, row_weight, weight))
+    whole = server.update(whole, total)
+    rows = np.flatnonzero(touched)
+    for part in (rows[:1], np.repeat(rows[1:], 2)):
+      parts = server.update_rows(
+          parts, total, jnp.append(jnp.asarray(part, jnp.int32), NUM_ITEMS))
+    parts = server.update_rest(parts, total)
+    # Op by op, so there is nothing to round differently.
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+  assert whole.round_index == ROUNDS + 1
+  assert server.rows_stand_still
+
+
+def test_a_transform_gets_the_raw_sum_and_keeps_its_state():
+  seen = []
+
+  def update(updates, state, params=None):
+    seen.append((updates, params))
+    return jax.tree.map(lambda x: 2 * x, updates), state + 1
+
+  config = plain.server()
+  params, sums = make_problem()
+  table, shared, weight, _ = sums[0]
+  transformed = make(config, transform=optax.GradientTransformation(
+      lambda params: jnp.int32(0), update))
+  total = jax.tree.map(
+      jnp.asarray, Sum(table, shared, np.zeros(0, np.float32), weight))
+  doubled = total._replace(
+      item_table=jax.tree.map(lambda x: 2 * x, total.item_table),
+      shared=jax.tree.map(lambda x: 2 * x, total.shared))
+  start = jax.tree.map(jnp.asarray, params)
+  state = transformed.update(transformed.init(*start), total)
+  without = make(config)
+  expected = without.update(without.init(*start), doubled)
+  assert state.transform_state == 1
+  for field in ('item_table', 'shared'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(state, field),
+                 getattr(expected, field))
+  (updates, given), = seen
+  jax.tree.map(
+      np.testing.assert_array_equal, updates, (total.item_table, total.shared))
+  jax.tree.map(np.testing.assert_array_equal, given, start)
+
+
+def test_rows_stand_still_only_where_nothing_can_move_them():
+  for config, still in (
+      (plain.server(), True), (plain.server(lazy_rows=False), True),
+      (plain.server(optimizer='adam'), True),
+      (plain.server(optimizer='adam', lazy_rows=False), False)):
+    assert make(config).rows_stand_still == still
+    assert not make(config, transform=optax.identity()).rows_stand_still
+
+
 def test_a_stateless_optimizer_asks_for_no_row_weights():
-  assert not make(ServerConfig(lazy_rows=True)).needs_row_weight
+  assert not make(plain.server(lazy_rows=True)).needs_row_weight
   assert not make(
-      ServerConfig(optimizer='adam', lazy_rows=False)).needs_row_weight
+      plain.server(optimizer='adam', lazy_rows=False)).needs_row_weight

@@ -10,13 +10,15 @@ import pytest
 from fedjaxrec import config
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.simulation import State, call_interval, make_simulation
-from tests import draws, oracles
+from tests import draws, oracles, plain
 
 # Long-tailed; client 6 has too few absent items for its negatives; on four
 # devices the fourth has nobody to train.
 COUNTS = [4, 1, 9, 0, 6, 3, 18, 0, 2, 5, 1, 0, 7, 4]
-NUM_ITEMS, DIM, NUM_NEGATIVES, ROUNDS = 40, 3, 2, 3
-POPULATION = oracles.make_population(COUNTS, NUM_ITEMS, seed=2)
+DIM, NUM_NEGATIVES, ROUNDS = 3, 2, 3
+SMALL = oracles.make_population(COUNTS, 40, seed=2)
+# A catalogue so large that one device visits the touched rows alone.
+LARGE = oracles.make_population(COUNTS, 240, seed=2)
 
 # Counts what JAX traces and compiles.
 work = {'traces': 0, 'compilations': 0}
@@ -37,23 +39,21 @@ def make_config(engine=None, parallel=None, objective=None, client=None,
   return config.Config(
       rounds=9, seed=4,
       model=config.ModelConfig(dim=DIM, init_scale=0.5),
-      objective=config.ObjectiveConfig(
-          num_negatives=NUM_NEGATIVES, **(objective or {})),
-      client=config.ClientConfig(**{
-          'batch_size': 4, 'learning_rate': 0.3, 'item_learning_rate': 0.7,
-          **(client or {})}),
-      server=config.ServerConfig(**(server or {})),
-      cohort=config.CohortConfig(**{'size': 6, **(cohort or {})}),
+      objective=plain.objective(**(objective or {})),
+      client=plain.client(**{
+          'learning_rate': 0.3, 'item_learning_rate': 0.7, **(client or {})}),
+      server=plain.server(**(server or {})),
+      cohort=plain.cohort(**(cohort or {})),
       engine=config.EngineConfig(**{
           'block_size': 4, 'num_size_classes': 2, 'rounds_per_call': ROUNDS,
           **(engine or {})}),
       parallel=config.ParallelConfig(**{'mode': 'single', **(parallel or {})}))
 
 
-def simulate(settings, **kwargs):
+def simulate(settings, population=SMALL, **kwargs):
   return make_simulation(
-      settings, POPULATION.offsets, POPULATION.items, POPULATION.labels,
-      NUM_ITEMS, **kwargs)
+      settings, population.offsets, population.items, population.labels,
+      population.num_items, **kwargs)
 
 
 def run(simulation, state, first_round, num_rounds):
@@ -75,16 +75,16 @@ def on_host(simulation, state):
 # --- Against the oracle ------------------------------------------------------
 
 # Every optimizer, objective, normalisation, weighting, sampler and mode occurs,
-# most pairs of them too. The last number is what an error in a gradient comes
+# and many pairs of them. The last number is what an error in a gradient comes
 # out as: 1, or the client's learning rate over its eps of 1e-3.
 CASES = {
-    'plain': (make_config(
+    'large catalogue': (LARGE, make_config(
         server={'optimizer': 'momentum', 'momentum': 0.5,
                 'row_normalization': 'contributors'}), 1),
-    'bce': (make_config(
+    'bce': (SMALL, make_config(
         engine={'num_size_classes': 1}, objective={'l2': 0.02},
         client={'epochs': 2, 'schedule': 'cosine'}, cohort={'size': 0}), 1),
-    'bpr': (make_config(
+    'bpr': (SMALL, make_config(
         objective={'name': 'bpr'},
         client={'optimizer': 'adam', 'learning_rate': 0.02,
                 'item_learning_rate': 0.02, 'steps': 3, 'proximal_mu': 0.5},
@@ -92,7 +92,7 @@ CASES = {
                 'row_normalization': 'contributors'},
         cohort={'sampler': 'poisson', 'size': 5, 'weighting': 'examples'},
         parallel={'mode': 'shard_map', 'num_devices': 2}), 20),
-    'squared_error': (make_config(
+    'squared_error': (SMALL, make_config(
         engine={'num_size_classes': 1},
         objective={'name': 'squared_error', 'l2': 0.02},
         client={'optimizer': 'momentum', 'learning_rate': 0.1,
@@ -101,7 +101,7 @@ CASES = {
                 'row_normalization': 'sum', 'lazy_rows': False,
                 'schedule': 'exponential'},
         cohort={'sampler': 'shuffled', 'size': 4}), 1),
-    'adagrad': (make_config(
+    'adagrad': (SMALL, make_config(
         engine={'num_size_classes': 1},
         client={'optimizer': 'adagrad', 'learning_rate': 0.02,
                 'item_learning_rate': 0.02, 'proximal_mu': 0.2},
@@ -118,7 +118,8 @@ def simulations():
 
   def make(name):
     if name not in made:
-      simulation = simulate(CASES[name][0])
+      population, settings, _ = CASES[name]
+      simulation = simulate(settings, population)
       made[name] = simulation, State(
           *draws.make_start(simulation.algorithm, len(COUNTS)))
     return made[name]
@@ -128,13 +129,13 @@ def simulations():
 
 @pytest.mark.parametrize('case', CASES)
 def test_rounds_are_those_of_the_oracle(simulations, case):
-  settings, gain = CASES[case]
+  population, settings, gain = CASES[case]
   simulation, start = simulations(case)
   state, metrics = run(simulation, simulation.restore(*start), 0, ROUNDS)
-  sampler, _ = build_sampler(settings.cohort, POPULATION.counts, settings.seed)
+  sampler, _ = build_sampler(settings.cohort, population.counts, settings.seed)
   cohorts = [sampler(r) for r in range(ROUNDS)]
   negatives = 0 if case == 'squared_error' else NUM_NEGATIVES
-  draw = draws.make_draw(POPULATION, simulation.key, negatives)
+  draw = draws.make_draw(population, simulation.key, negatives)
   expected = oracles.run(
       settings, *(jax.tree.map(np.float64, tree) for tree in (
           start.server.item_table, start.server.shared)),
@@ -166,15 +167,15 @@ def test_rounds_are_those_of_the_oracle(simulations, case):
 VARIANTS = {
     'blocks of one client in one class': make_config(
         engine={'block_size': 1, 'num_size_classes': 1, 'rounds_per_call': 1},
-        server=dataclasses.asdict(CASES['plain'][0].server)),
+        server=dataclasses.asdict(CASES['large catalogue'][1].server)),
     'one block on each of four devices': make_config(
         engine={'block_size': 16, 'num_size_classes': 3, 'rounds_per_call': 2},
         parallel={'mode': 'shard_map', 'num_devices': 4},
-        server=dataclasses.asdict(CASES['plain'][0].server)),
+        server=dataclasses.asdict(CASES['large catalogue'][1].server)),
     'pmap over two devices': make_config(
         engine={'block_size': 3, 'num_size_classes': 2},
         parallel={'mode': 'pmap', 'num_devices': 2},
-        server=dataclasses.asdict(CASES['plain'][0].server)),
+        server=dataclasses.asdict(CASES['large catalogue'][1].server)),
 }
 SUM_TOLERANCE = oracles.tolerance(ROUNDS, 2 * 6 + DIM)
 
@@ -182,7 +183,7 @@ SUM_TOLERANCE = oracles.tolerance(ROUNDS, 2 * 6 + DIM)
 @pytest.fixture(scope='module')
 def baseline(simulations):
   """States on the host after 0, 1 and all rounds, and the metrics."""
-  simulation, start = simulations('plain')
+  simulation, start = simulations('large catalogue')
   state, first = run(simulation, simulation.restore(*start), 0, 1)
   after_one = on_host(simulation, state)
   state, rest = run(simulation, state, 1, ROUNDS - 1)
@@ -196,7 +197,7 @@ def variants():
 
   def make(name):
     if name not in made:
-      made[name] = simulate(VARIANTS[name])
+      made[name] = simulate(VARIANTS[name], LARGE)
     return made[name]
 
   return make
@@ -255,14 +256,14 @@ def test_a_state_goes_to_the_host_and_to_other_devices_unchanged(
   moved = simulation.restore(*after_all)
   equal(on_host(simulation, moved), after_all)
   # And trains on from there as it would have at home.
-  home, _ = simulations('plain')
+  home, _ = simulations('large catalogue')
   expected, _ = run(home, home.restore(*after_all), ROUNDS, 1)
   state, _ = run(simulation, moved, ROUNDS, 1)
   equal(simulation.personal_by_client(state), home.personal_by_client(expected))
   close(on_host(simulation, state), on_host(home, expected))
 
 
-@pytest.mark.parametrize('case', ['plain', 'bpr', 'adagrad'])
+@pytest.mark.parametrize('case', ['large catalogue', 'bpr', 'adagrad'])
 def test_the_second_chunk_does_not_retrace(simulations, case):
   """On one device, under shard_map and under pmap; with cohorts of any size."""
   simulation, start = simulations(case)
@@ -293,7 +294,7 @@ def test_a_run_starts_with_a_client_of_its_own_for_everyone():
   assert state.personal['user'].shape == (1, len(COUNTS), DIM)
   state = on_host(simulation, state)
   assert state.server.round_index == 0
-  assert state.server.item_table['item'].shape == (NUM_ITEMS, DIM)
+  assert state.server.item_table['item'].shape == (SMALL.num_items, DIM)
   assert len(np.unique(state.personal['user'])) == len(COUNTS) * DIM
 
 

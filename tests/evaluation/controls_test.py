@@ -10,7 +10,7 @@ from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.evaluation import controls
 from fedjaxrec.models.registry import build_recommender
-from tests import draws, oracles
+from tests import draws, oracles, plain
 
 COUNTS = [3, 0, 6, 3, 5]
 NUM_ITEMS, DIM, ROUNDS = 30, 3, 3
@@ -18,9 +18,9 @@ KEY = jax.random.key(5)
 CONFIG = config.Config(
     rounds=9,
     model=config.ModelConfig(dim=DIM, init_scale=0.5),
-    objective=config.ObjectiveConfig(num_negatives=2),
-    client=config.ClientConfig(
-        batch_size=4, learning_rate=0.3, item_learning_rate=0.7))
+    objective=plain.objective(),
+    client=plain.client(learning_rate=0.3, item_learning_rate=0.7),
+    server=plain.server(), cohort=plain.cohort())
 POPULATION = oracles.make_population(COUNTS, NUM_ITEMS)
 TRAIN = Interactions(
     POPULATION.offsets, POPULATION.items, POPULATION.labels,

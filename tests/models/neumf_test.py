@@ -7,6 +7,7 @@ import numpy as np
 from fedjaxrec import config
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.simulation import make_simulation
+from tests import plain
 
 
 def test_the_score_is_the_papers():
@@ -47,11 +48,12 @@ def test_federated_training_learns_two_tastes():
           rounds=60,
           model=config.ModelConfig(
               name='neumf', dim=4, init_scale=0.3, hidden=(8,)),
-          client=config.ClientConfig(
+          objective=plain.objective(num_negatives=4),
+          client=plain.client(
               batch_size=7, epochs=2, learning_rate=0.3,
               item_learning_rate=3.0),
-          server=config.ServerConfig(row_normalization='contributors'),
-          cohort=config.CohortConfig(size=12),
+          server=plain.server(row_normalization='contributors'),
+          cohort=plain.cohort(size=12),
           engine=config.EngineConfig(block_size=12, rounds_per_call=60),
           parallel=config.ParallelConfig(mode='single')),
       offsets, train.reshape(-1).astype(np.int32),
