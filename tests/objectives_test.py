@@ -10,11 +10,12 @@ from fedjaxrec.objectives import OBJECTIVES
 from tests import oracles
 
 SCORES = np.array(
-    [[1.5, -0.5, 2.0], [-1.0, 0.3, 0.0], [0.2, 0.7, -2.0], [9.0, 9.0, 9.0]],
-    np.float32)
-LABELS = np.array([4.0, 1.0, 3.0, 5.0], np.float32)
-# A short negative list, and a place without an interaction.
-USED = np.array([[1, 1, 1], [1, 1, 0], [1, 1, 1], [0, 0, 0]], bool)
+    [[1.5, -0.5, 2.0], [-1.0, 0.3, 0.0], [0.2, 0.7, -2.0], [9.0, 9.0, 9.0],
+     [-3.0, 0.4, 0.6]], np.float32)
+LABELS = np.array([4.0, 1.0, 3.0, 5.0, 2.0], np.float32)
+# A short negative list, a place without anything, negatives of nothing.
+USED = np.array(
+    [[1, 1, 1], [1, 1, 0], [1, 1, 1], [0, 0, 0], [0, 1, 1]], bool)
 
 
 def mean_loss(name, scores, used=USED):

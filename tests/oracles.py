@@ -83,7 +83,7 @@ def loss_and_slopes(objective, scores, labels, used):
         loss -= math.log(likelihood)
         slopes[b, k] += sigmoid(s) - label
         count += 1
-      elif objective == 'bpr' and k > 0:
+      elif objective == 'bpr' and k > 0 and used[b, 0]:
         wins = sigmoid(scores[b, 0] - s)
         loss -= math.log(wins)
         slopes[b, 0] -= 1 - wins
