@@ -172,8 +172,14 @@ def make_round(
       server, total = carry
       rows = read_block(capacity, members)[2].rows.reshape(-1)
       server = server_side.update_rows(server, total, rows)
-      # A row that comes again, in a later block, finds nothing left to do.
-      clear = lambda x: x.at[rows].set(0, mode='drop')  # noqa: E731
+
+      def clear(x):
+        # A row that comes again, in a later block, finds nothing left to do.
+        # The zeros are made of what was read: with plain zeros nothing orders
+        # the reading before the writing, and XLA copies the sum every block.
+        left = x.at[rows].get(mode='clip')
+        return x.at[rows].set(left - left, mode='drop')
+
       return server, total._replace(
           item_table=jax.tree.map(clear, total.item_table),
           row_weight=clear(total.row_weight) if (

@@ -19,7 +19,7 @@ from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.participation.plan import choose_capacities, make_planner
-from fedjaxrec.participation.samplers import build_sampler
+from fedjaxrec.participation.samplers import Sampler, build_sampler
 from fedjaxrec.rounds import Algorithm, RoundMetrics
 from fedjaxrec.server import ServerState
 
@@ -63,6 +63,7 @@ class Simulation(NamedTuple):
     capacities: The size classes.
     block_size: Clients trained at once.
     max_cohort: The largest cohort that a round can have.
+    sampler: round_index -> client ids: who is invited.
     key: The key of the clients' draws.
   """
   init: Callable[[], State]
@@ -75,6 +76,7 @@ class Simulation(NamedTuple):
   capacities: tuple[int, ...]
   block_size: int
   max_cohort: int
+  sampler: Sampler
   key: jax.Array
 
 
@@ -186,4 +188,4 @@ def make_simulation(
 
   return Simulation(
       init, run, restore, personal_by_client, rounds_per_call, algorithm,
-      placement, capacities, block_size, max_cohort, client_key)
+      placement, capacities, block_size, max_cohort, sampler, client_key)

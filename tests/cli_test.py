@@ -89,8 +89,8 @@ def test_the_short_help_of_a_command_groups_its_flags(
   assert max(map(len, out.splitlines())) <= 80
   assert len(out.splitlines()) < 170
   positions = [out.index(text) for text in (
-      'The run\n', '--workdir', '--rounds=200', '--data.source=movielens-100k',
-      'The recommender\n', '--model.dim=32', '--engine.block_size=0')]
+      'The run\n', '--workdir', '--rounds=', '--data.source=movielens-100k',
+      'The recommender\n', '--model.dim=', '--engine.block_size=0')]
   assert positions == sorted(positions)
 
 

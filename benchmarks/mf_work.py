@@ -1,0 +1,73 @@
+"""The work that the speed benchmarks share: explicit MF, one epoch of SGD."""
+
+import jax
+import numpy as np
+
+from fedjaxrec.config import (
+    ClientConfig,
+    CohortConfig,
+    Config,
+    EngineConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    ParallelConfig,
+    ServerConfig,
+)
+from fedjaxrec.simulation import Simulation, make_simulation
+from fedjaxrec.transforms.clip import clip_by_l2
+from fedjaxrec.transforms.noise import add_gaussian_noise
+
+
+def make_mf_config(
+    *, dim: int, batch: int, cohort: int, block: int = 0,
+    rounds_per_call: int = 10, num_devices: int = 1
+) -> Config:
+  """Squared error, plain FedAvg: mean of the deltas, server rate 1."""
+  return Config(
+      rounds=10**6,
+      model=ModelConfig(dim=dim),
+      objective=ObjectiveConfig(name='squared_error', l2=0.0),
+      client=ClientConfig(
+          learning_rate=0.05, item_learning_rate=0.05, batch_size=batch,
+          schedule='constant'),
+      server=ServerConfig(
+          optimizer='sgd', learning_rate=1.0, row_normalization='mean',
+          schedule='constant'),
+      cohort=CohortConfig(size=cohort),
+      engine=EngineConfig(block_size=block, rounds_per_call=rounds_per_call),
+      parallel=ParallelConfig(
+          mode='single' if num_devices == 1 else 'auto',
+          num_devices=num_devices))
+
+
+def make_mf_simulation(
+    config: Config,
+    population: tuple[np.ndarray, np.ndarray, np.ndarray],
+    num_items: int,
+    *,
+    l2_clip_norm: float = 0.0,
+    noise_multiplier: float = 0.0,
+) -> Simulation:
+  """Builds the simulation, with central DP's clipping and noise if asked."""
+  clip = noise = None
+  if l2_clip_norm:
+    clip = lambda key: clip_by_l2(l2_clip_norm)  # noqa: E731
+  if noise_multiplier:
+    noise = add_gaussian_noise(
+        noise_multiplier * l2_clip_norm, jax.random.key(7))
+  return make_simulation(
+      config, *population, num_items, client_transform=clip,
+      server_transform=noise)
+
+
+def make_rounds_call(simulation: Simulation, rounds: int):
+  """Builds a call of the next `rounds` rounds, planning included."""
+  holder = {'state': simulation.init(), 'round': 0}
+
+  def call():
+    holder['state'], metrics = simulation.run(
+        holder['state'], holder['round'], rounds)
+    holder['round'] += rounds
+    return metrics
+
+  return call
