@@ -1,0 +1,182 @@
+"""What is ranked against what, and by whose parameters."""
+
+import types
+
+import numpy as np
+import pytest
+
+from fedjaxrec.evaluation import controls
+from fedjaxrec.orchestration import evaluator
+from tests.small_runs import (
+  make_config,
+  make_interactions,
+  random_split,
+  with_test_items,
+)
+
+NUM_USERS, NUM_ITEMS = 6, 30
+
+
+def score(personal, item_rows, shared):
+  """A user's favourite stands first, and then the larger ids."""
+  favourite = (item_rows == personal).astype(np.float32)
+  return 1000 * favourite + item_rows + 0 * shared
+
+
+ITEMS = np.arange(NUM_ITEMS, dtype=np.float32)
+# All that the evaluator asks of a simulation, but for the control.
+SIMULATION = types.SimpleNamespace(
+    algorithm=types.SimpleNamespace(score=score))
+
+
+def make(split, changes=None, simulation=SIMULATION):
+  return evaluator.make_evaluator(make_config(changes), split, simulation)
+
+
+class TestSelectUsers:
+
+  def test_rows_follow_their_users_in_the_order_given(self):
+    interactions = make_interactions([[3, 1], [], [4], [0, 2, 1]], 5)
+    chosen = evaluator.select_users(interactions, np.array([3, 1, 0]))
+    assert chosen.items.tolist() == [0, 2, 1, 3, 1]
+    assert chosen.offsets.tolist() == [0, 3, 3, 5]
+    assert chosen.user_ids.tolist() == [3, 1, 0]
+    assert chosen.timestamps.tolist() == [0, 1, 2, 0, 1]
+    assert chosen.num_items == 5
+
+  def test_all_and_none(self):
+    interactions = make_interactions([[3, 1], [], [4]], 5)
+    everybody = evaluator.select_users(interactions, np.arange(3))
+    assert everybody.fingerprint() == interactions.fingerprint()
+    nobody = evaluator.select_users(interactions, np.arange(0))
+    assert (nobody.num_users, nobody.num_interactions) == (0, 0)
+
+
+def test_cutoffs_hold_those_of_the_table_and_of_selection():
+  assert evaluator.cutoffs(make_config({'evaluation.ks': [50, 1]})) == (
+      1, 10, 20, 50)
+  assert evaluator.cutoffs(make_config({'evaluation.ks': [10]})) == (10, 20)
+
+
+def test_personalised_is_each_with_its_own_aggregated_all_with_the_mean():
+  """Positive parameters prefer larger ids, negative ones smaller."""
+  split = random_split(NUM_USERS, NUM_ITEMS, 4)
+  # User 5 has nothing to train on, so is no part of the mean: it is above 0.
+  train = split.train.take(split.train.users != 5)
+  object.__setattr__(split, 'train', train)
+  personal = np.array([3, -1, 3, -1, 3, -100], np.float32)
+  sections = make(split, simulation=types.SimpleNamespace(
+      algorithm=types.SimpleNamespace(
+          score=lambda own, rows, shared: own * rows + shared))).test(
+              personal, ITEMS, np.float32(0))['test']
+
+  def mrr(signs):
+    result = []
+    for u, sign in enumerate(signs):
+      seen = {*train.items[train.users == u], split.validation.items[u]}
+      others = set(range(NUM_ITEMS)) - seen - {split.test.items[u]}
+      above = [i for i in others if sign * i > sign * split.test.items[u]]
+      result.append(1 / (len(above) + 1))
+    return np.mean(result)
+
+  assert sections['personalised']['mrr'] == pytest.approx(mrr(personal))
+  assert sections['aggregated']['mrr'] == pytest.approx(mrr([1] * NUM_USERS))
+  assert len({mrr(personal), mrr([1] * NUM_USERS), mrr([-1] * NUM_USERS)}) == 3
+
+
+def test_validation_ranks_the_test_item_and_test_not_the_validation_item():
+  """To selection a test item is an item like any other."""
+  split = random_split(NUM_USERS, NUM_ITEMS, 4)
+  evaluate = make(split)
+  # Everybody prefers their test item: it stands above the validation item.
+  favourites = split.test.items.astype(np.float32)
+  first = evaluate.validate(favourites, ITEMS, np.float32(0))['mrr']
+  assert first <= 0.5
+  # Everybody prefers their validation item, which the test leaves out.
+  favourites = split.validation.items.astype(np.float32)
+  assert evaluate.validate(favourites, ITEMS, np.float32(0))['mrr'] == 1
+  liked = evaluate.test(favourites, ITEMS, np.float32(0))['test']
+  indifferent = evaluate.test(
+      np.full(NUM_USERS, -1, np.float32), ITEMS, np.float32(0))['test']
+  assert liked['personalised']['mrr'] == indifferent['personalised']['mrr']
+
+
+def test_validation_does_not_know_the_test_items():
+  split = random_split(NUM_USERS, NUM_ITEMS, 4)
+  other = with_test_items(split, [
+      next(i for i in range(NUM_ITEMS) if i not in {
+          *split.train.items[4 * u:4 * u + 4], split.validation.items[u],
+          split.test.items[u]}) for u in range(NUM_USERS)])
+  results = [make(s).validate(
+      np.arange(NUM_USERS, dtype=np.float32), ITEMS, np.float32(0))
+             for s in (split, other)]
+  assert results[0] == results[1]
+
+
+class TestLocalOnly:
+  """The control's sample; what it trains is tested with the control."""
+
+  @pytest.fixture
+  def asked(self, monkeypatch):
+    """Stands in for training alone, and notes what is asked of it."""
+    calls = []
+
+    def train_local_only(algorithm, server, personal, train, clients, rounds,
+                         batch_size, key):
+      calls.append(types.SimpleNamespace(
+          personal=personal, train=train, clients=clients, rounds=rounds))
+      return np.tile(ITEMS, (len(clients), 1))
+    monkeypatch.setattr(controls, 'train_local_only', train_local_only)
+    return calls
+
+  def simulate(self, num_users):
+    state = types.SimpleNamespace(server=np.zeros(1))
+    return types.SimpleNamespace(
+        algorithm=types.SimpleNamespace(score=score), key=None,
+        init=lambda: state,
+        personal_by_client=lambda _: np.arange(num_users, dtype=np.float32))
+
+  def sections(self, split, changes=None):
+    return make(
+        split, {'evaluation.local_only': True, **(changes or {})},
+        self.simulate(split.num_users)).test(
+            np.zeros(split.num_users, np.float32), ITEMS, np.float32(0))
+
+  def test_a_few_are_all_asked_and_many_are_sampled(self, asked, monkeypatch):
+    split = random_split(12, NUM_ITEMS, 4)
+    split = with_test_items(split, [-1, *split.test.items[1:]])
+    everybody = self.sections(split)['controls']['local_only']
+    assert asked[-1].clients.tolist() == list(range(1, 12))
+    assert everybody['num_users'] == 11
+    monkeypatch.setattr(evaluator, '_LOCAL_ONLY_CLIENTS', 5)
+    for _ in range(2):
+      some = self.sections(split)['controls']['local_only']
+      assert some['num_users'] == 5
+    sampled = asked[-1].clients
+    assert len(set(sampled)) == 5 and 0 not in sampled
+    np.testing.assert_array_equal(sampled, asked[-2].clients)
+    # Each with its own initial parameters, and its own row of scores.
+    np.testing.assert_array_equal(asked[-1].personal, sampled)
+    self.sections(split, {'seed': 3})
+    assert set(asked[-1].clients) != set(sampled)
+
+  @pytest.mark.parametrize(('changes', 'rounds'), [
+      # A cohort of 3 of 12 in 6 rounds: each takes part 1.5 times.
+      ({'cohort.size': 3}, 2),
+      ({'cohort.size': 0}, 6),
+      ({'cohort.size': 0, 'rounds': 50}, 20),
+      ({'cohort.size': 3, 'evaluation.local_only_epochs': 33}, 33),
+  ])
+  def test_it_trains_as_long_as_a_client_does(self, changes, rounds, asked):
+    self.sections(random_split(12, NUM_ITEMS, 4), changes)
+    assert asked[-1].rounds == rounds
+
+  def test_nobody_to_ask(self, asked):
+    split = random_split(NUM_USERS, NUM_ITEMS, 4)
+    asked_users = split.test.users >= 3
+    object.__setattr__(split, 'test', split.test.take(asked_users))
+    object.__setattr__(
+        split, 'train', split.train.take(split.train.users < 3))
+    sections = self.sections(split)
+    assert sections['controls']['local_only'] is None and not asked
+    assert sections['test']['personalised']['num_users'] == 3
