@@ -324,49 +324,28 @@ def test_a_delta_is_clipped_before_it_is_summed(one_round, marked_round):
 
 
 # --- A server that visits the touched rows alone -----------------------------
+# That it gives the same numbers: `server_test`, and, through whole runs, the
+# large catalogue of `simulation_test`.
 
 
-def run_two_rounds(visit_touched_rows, server=None, **transforms):
-  """Two rounds of a few clients in a large catalogue, on one compiled step."""
-  num_items = 400
-  settings = dataclasses.replace(
-      CONFIG, server=server or plain.server(), cohort=plain.cohort(),
-      client=dataclasses.replace(CONFIG.client, epochs=1))
-  algorithm = build_algorithm(
-      settings, build_recommender(CONFIG.model, num_items), num_items,
-      **transforms)
-  server, personal = draws.make_start(algorithm, NUM_CLIENTS)
-  data = jax.tree.map(lambda x: x[0], population.place_clients(
-      POPULATION.offsets, POPULATION.items, POPULATION.labels))
-  run = jax.jit(make_run_rounds(make_round(
-      algorithm, (8,), NUM_CLIENTS, num_items,
-      visit_touched_rows=visit_touched_rows)))
-  # Clients 3 and 5 take part twice, in blocks of three and of one.
-  members = np.full((2, 2, BLOCK_SIZE), EMPTY, np.int32)
-  members[0] = [[0, 1, 3], [5, EMPTY, EMPTY]]
-  members[1] = [[3, 5, 7], [6, EMPTY, EMPTY]]
-  plan = Plan((members,), np.array([[2], [2]], np.int32))
-  out = run(server, personal, data, plan, jnp.int32(2), KEY)
-  return jax.tree.map(np.asarray, (server, *out))
-
-
-def test_visiting_touched_rows_is_visiting_all():
-  """For plain averaging; `server_test` has every optimizer."""
-  start, *dense = run_two_rounds(False)
-  _, *touched = run_two_rounds(True)
-  # The same operations on the same numbers; compiled apart, a multiplication
-  # and an addition may be fused in one and not in the other: an ulp each.
-  jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7, atol=3e-7),
-      dense, touched)
-  moved = np.any(dense[0].item_table['item'] != start.item_table['item'], 1)
-  assert 0 < moved.sum() < len(moved)  # Some rows moved, and some stood still.
-
-
-@pytest.mark.parametrize('settings', [
-    {'server': plain.server(optimizer='adam', lazy_rows=False)},
-    {'server_transform': optax.identity()},
+@pytest.mark.parametrize(('server', 'transform'), [
+    (plain.server(optimizer='adam', lazy_rows=False), None),
+    (plain.server(), optax.identity()),
 ], ids=['momentum', 'transform'])
-def test_visiting_touched_rows_is_refused_where_others_move(settings):
+def test_visiting_touched_rows_is_refused_where_others_move(
+    server, transform):
+  algorithm = build_algorithm(
+      dataclasses.replace(CONFIG, server=server),
+      build_recommender(CONFIG.model, NUM_ITEMS), NUM_ITEMS,
+      server_transform=transform)
   with pytest.raises(ValueError, match='visit_touched_rows=True'):
-    run_two_rounds(True, **settings)
+    make_round(algorithm, (8,), NUM_CLIENTS, NUM_ITEMS, visit_touched_rows=True)
+
+
+def test_visiting_touched_rows_is_refused_on_several_devices():
+  algorithm = build_algorithm(
+      CONFIG, build_recommender(CONFIG.model, NUM_ITEMS), NUM_ITEMS)
+  with pytest.raises(ValueError, match="axis_name='clients'"):
+    make_round(
+        algorithm, (8,), NUM_CLIENTS, NUM_ITEMS, num_devices=2,
+        axis_name='clients', visit_touched_rows=True)

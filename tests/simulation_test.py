@@ -173,7 +173,7 @@ VARIANTS = {
         parallel={'mode': 'shard_map', 'num_devices': 4},
         server=dataclasses.asdict(CASES['large catalogue'][1].server)),
     'pmap over two devices': make_config(
-        engine={'block_size': 3, 'num_size_classes': 2},
+        engine={'block_size': 3, 'num_size_classes': 1},
         parallel={'mode': 'pmap', 'num_devices': 2},
         server=dataclasses.asdict(CASES['large catalogue'][1].server)),
 }
