@@ -65,7 +65,8 @@ def make_whole_table(config, population, num_items):
         step, (table, bias, user, user_bias, shared),
         (examples.rows[:, 0].reshape(-1, batch),
          examples.labels.reshape(-1, batch)))
-    return (params[0] - table, params[1] - bias, params[4] - shared), params[2:4]
+    deltas = (params[0] - table, params[1] - bias, params[4] - shared)
+    return deltas, params[2:4]
 
   @jax.jit
   def round_fn(server, personal, cohort, key):

@@ -1,8 +1,9 @@
 """What travels between a client and the server, in bytes. Host side.
 
-Down: the touched rows of the item table and the shared parameters. Up: the same
-rows' deltas with a 4-byte index each, and the shared delta. Every number is
-counted at its own width; headers and encryption are not counted.
+Up: the index of each touched row, 4 bytes, sent once, to ask for the row; then
+the rows' deltas in the same order and the shared delta. Down: the rows and the
+shared parameters. Every number is counted at its own width; headers and
+encryption are not counted.
 """
 
 from typing import Any

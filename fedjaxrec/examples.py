@@ -46,7 +46,8 @@ def permute(
 
   A random shift, then rounds of the swap-or-not shuffle: round r pairs x with
   k_r - x (modulo size) and swaps the pair if a hash of it says so. Each image
-  is exactly uniform (the shift); pairs of images are so up to about 2^-8.
+  is uniform up to size / 2^32 (the shift); pairs of images are so up to about
+  2^-8.
 
   Args:
     key: Typed key. One key and one stream are one permutation.
@@ -64,7 +65,8 @@ def permute(
   """
   # A few words a client, mixed from the key: threefry would draw them as well,
   # and take most of the round's compile time.
-  low, high = jax.random.key_data(key).astype(jnp.uint32)
+  data = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)
+  low, high = data[0], data[-1]
   num_words = 2 * (_ROUNDS + 1)
   counter = stream * num_words + jnp.arange(num_words, dtype=jnp.uint32)
   words = _mix(_mix(low + counter * jnp.uint32(0x9e3779b9)) ^ high)

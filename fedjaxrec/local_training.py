@@ -81,7 +81,6 @@ def make_local_training(
     steps: int = 0,
     l2: float = 0.0,
     proximal_mu: float = 0.0,
-    item_optimizer_is_sgd: bool = False,
 ) -> Callable:
   """Builds train(view, examples, num_examples), for a block of clients.
 
@@ -101,15 +100,14 @@ def make_local_training(
     score: A recommender's score.
     objective: See `objectives`.
     dense_optimizer: For (personal, shared), without the round's schedule.
-    item_optimizer: For the item rows, likewise.
+    item_optimizer: For the item rows, likewise. If it has no state (sgd), a
+      step costs one batch; otherwise, and with a proximal term, it costs the
+      whole local table, because rows outside the batch move too.
     batch_size: Interactions in a batch; negatives come on top.
     epochs: Passes over the interactions.
     steps: Steps in the round; 0: as many as the epochs need.
     l2: Weight of the squared norms.
     proximal_mu: FedProx's mu.
-    item_optimizer_is_sgd: The item optimizer has no state and moves each row by
-      its own gradient alone. A step then costs one batch and not the whole
-      local table; the result is the same.
 
   Returns:
     train(view, examples, num_examples) -> (Contribution, personal); leaves of
@@ -121,7 +119,9 @@ def make_local_training(
     McMahan et al., 2017, `FedAvg <https://arxiv.org/abs/1602.05629>`_; Li et
     al., 2020, `FedProx <https://arxiv.org/abs/1812.06127>`_.
   """
-  touched_only = item_optimizer_is_sgd and proximal_mu == 0
+  has_state = bool(jax.tree.leaves(
+      jax.eval_shape(item_optimizer.init, jnp.zeros(1))))
+  touched_only = not has_state and proximal_mu == 0
   # Each slot is read once: its row then makes room for its delta, in place.
   in_place = touched_only and epochs == 1 and not steps
 
@@ -148,6 +148,11 @@ def make_local_training(
   def train(view: View, examples: Examples, num_examples: jax.Array):
     block, capacity = examples.labels.shape
     size = min(batch_size, capacity)
+    if capacity % size:
+      raise ValueError(
+          f'capacity={capacity} is above batch_size={batch_size} and no '
+          'multiple of it: batches are whole slices; choose capacities with '
+          'the same batch size.')
     batches, total_steps = num_steps(num_examples, batch_size, epochs, steps)
     passes = -(-total_steps // jnp.maximum(batches, 1))
 

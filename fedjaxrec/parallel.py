@@ -69,7 +69,7 @@ def choose_placement(
   return Placement(mode, devices[:wanted])
 
 
-def distribute(run: Callable, placement: Placement) -> Callable:
+def distribute(run: Callable, placement: Placement) -> Any:
   """Wraps a per-device run(server, personal, data, plan, num_rounds, key).
 
   Args:
@@ -78,8 +78,8 @@ def distribute(run: Callable, placement: Placement) -> Callable:
 
   Returns:
     The compiled function of the whole: leaves of personal, data and plan have
-    the leading axis [num_devices]. The server's state and the personal
-    parameters are donated: do not use them after the call.
+    the leading axis [num_devices]. The personal parameters and, but under
+    pmap, the server's state are donated: do not use them after the call.
   """
   def drop_axis(tree):
     return jax.tree.map(lambda x: x[0], tree)

@@ -178,7 +178,8 @@ def make_round(
         # The zeros are made of what was read: with plain zeros nothing orders
         # the reading before the writing, and XLA copies the sum every block.
         left = x.at[rows].get(mode='clip')
-        return x.at[rows].set(left - left, mode='drop')
+        zeros = jnp.where(jnp.isfinite(left), left - left, 0)
+        return x.at[rows].set(zeros, mode='drop')
 
       return server, total._replace(
           item_table=jax.tree.map(clear, total.item_table),

@@ -93,12 +93,23 @@ def make_server(
       a stateless optimizer it does so anyway, and nothing is computed for it.
     transform: What happens to the raw sum, (item_table, shared), before it is
       divided: noise, for example. It sees the whole table.
+
+  Raises:
+    ValueError: For a transform of the sum together with lazy rows of an
+      optimizer with state, or with contributors: both would undo it on the rows
+      that nobody touched, and so show which ones were.
   """
   # The state for one row: only what follows the parameters' shape counts.
   has_state = bool(jax.tree.leaves(
       jax.eval_shape(item_optimizer.init, jnp.zeros((1, 1)))))
   mask_rows = lazy_rows and has_state
   needs_row_weight = mask_rows or row_normalization == 'contributors'
+  if transform is not None and needs_row_weight:
+    raise ValueError(
+        f'lazy_rows={lazy_rows} and row_normalization={row_normalization!r} '
+        'with a transform of the sum: what it does to rows that nobody touched '
+        'would be masked or divided by a private count; use '
+        'server.lazy_rows=false and server.row_normalization=mean or sum.')
 
   def init(item_table, shared):
     return ServerState(
@@ -199,7 +210,7 @@ def make_server(
         item_opt_state=map_row_state(
             lambda _, old: old, opt_state, state.item_opt_state))
 
-  rows_stand_still = transform is None and (lazy_rows or not has_state)
+  rows_stand_still = transform is None and (mask_rows or not has_state)
   return Server(
       init, update, update_rows, update_rest, rows_stand_still,
       needs_row_weight)

@@ -18,7 +18,11 @@ from fedjaxrec.algorithms.fedavg import ClientTransform
 from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.registry import build_recommender
-from fedjaxrec.participation.plan import choose_capacities, make_planner
+from fedjaxrec.participation.plan import (
+    Plan,
+    choose_capacities,
+    make_planner,
+)
 from fedjaxrec.participation.samplers import Sampler, build_sampler
 from fedjaxrec.rounds import Algorithm, RoundMetrics
 from fedjaxrec.server import ServerState
@@ -54,7 +58,12 @@ class Simulation(NamedTuple):
       [rounds_per_call]). first_round is the state's round_index, which the host
       must not wait for the device to learn; num_rounds is at most
       rounds_per_call. The state is donated: use the one returned. Returns
-      before the device is done.
+      before the device is done. It is `execute` on `plan`:
+    plan: (first_round, num_rounds) -> the chunk's plan, at its devices; host
+      work, which may go on while the devices execute.
+    execute: (State, plan, num_rounds) -> (State, RoundMetrics).
+    temporary_bytes: () -> bytes that the compiled call needs on a device beside
+      its arguments and results, as the compiler counts them; compiles.
     restore: (ServerState, personal by client) -> State, of NumPy arrays.
     personal_by_client: State -> leaves [num_clients, ...] of NumPy arrays.
     rounds_per_call: Most rounds of one call.
@@ -68,6 +77,9 @@ class Simulation(NamedTuple):
   """
   init: Callable[[], State]
   run: Callable[[State, int, int], tuple[State, RoundMetrics]]
+  plan: Callable[[int, int], Plan]
+  execute: Callable[[State, Plan, int], tuple[State, RoundMetrics]]
+  temporary_bytes: Callable[[], int]
   restore: Callable[[ServerState, PyTree], State]
   personal_by_client: Callable[[State], PyTree]
   rounds_per_call: int
@@ -92,7 +104,7 @@ def call_interval(config: Config) -> int:
 def _slots(num_examples: np.ndarray, cohort: int, config: Config) -> float:
   """Expected slots of a cohort."""
   return cohort * num_examples[num_examples > 0].mean() * (
-      1 + config.objective.num_negatives)
+      1 + config.objective.drawn_negatives)
 
 
 def make_simulation(
@@ -141,7 +153,7 @@ def make_simulation(
       num_examples, config.engine.num_size_classes or _NUM_SIZE_CLASSES,
       config.client.batch_size)
   rounds_per_call = call_interval(config)
-  plan = make_planner(
+  planner = make_planner(
       num_examples, capacities, block_size, num_devices, max_cohort,
       rounds_per_call)
   data = parallel.put_at_home(
@@ -166,13 +178,29 @@ def make_simulation(
         parallel.put_everywhere(server, placement),
         parallel.put_at_home(personal, placement))
 
-  def run(state, first_round, num_rounds):
-    chunk = parallel.put_at_home(
-        plan(sampler, first_round, num_rounds), placement)
+  def plan(first_round, num_rounds):
+    if num_rounds > rounds_per_call:
+      raise ValueError(
+          f'num_rounds={num_rounds} is more than rounds_per_call='
+          f'{rounds_per_call}: plans have room for no more; call again.')
+    return parallel.put_at_home(
+        planner(sampler, first_round, num_rounds), placement)
+
+  def execute(state, chunk, num_rounds):
     server, personal, metrics = run_rounds(
         state.server, state.personal, data, chunk, jnp.int32(num_rounds),
         client_key_everywhere)
     return State(server, personal), metrics
+
+  def run(state, first_round, num_rounds):
+    return execute(state, plan(first_round, num_rounds), num_rounds)
+
+  def temporary_bytes():
+    state = init()
+    analysis = run_rounds.lower(
+        state.server, state.personal, data, plan(0, 1), jnp.int32(1),
+        client_key_everywhere).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
 
   def restore(server, personal):
     return State(
@@ -187,5 +215,6 @@ def make_simulation(
         state.personal)
 
   return Simulation(
-      init, run, restore, personal_by_client, rounds_per_call, algorithm,
-      placement, capacities, block_size, max_cohort, sampler, client_key)
+      init, run, plan, execute, temporary_bytes, restore, personal_by_client,
+      rounds_per_call, algorithm, placement, capacities, block_size, max_cohort,
+      sampler, client_key)

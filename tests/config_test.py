@@ -119,6 +119,9 @@ REFUSED = [
   (Config, {'seed': -1}, 'seed=-1'),
   (Config, {'seed': 2**31}, 'seed=2147483648'),
   (Config, {'data': DataConfig(source='ncf')}, 'data.source=ncf'),
+  (Config, {'server': ServerConfig(row_normalization='sum'),
+            'cohort': CohortConfig(weighting='examples')},
+   "server.row_normalization='sum'"),
   (Config, {'split': SplitConfig(name='published')}, 'split.name=published'),
 ]
 

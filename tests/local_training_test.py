@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fedjaxrec.config import ModelConfig
@@ -53,18 +54,19 @@ def train(problem):
   return run
 
 
-def train_block(problem, objective='bce', l2=0.0, scale=1.0, shortcut=None,
-                **client):
+def train_block(problem, objective='bce', l2=0.0, scale=1.0, **client):
   config = plain.client(batch_size=BATCH_SIZE, **client)
-  rows, labels, table, shared, personal = problem
   run = make_local_training(
       SCORE, OBJECTIVES[objective],
       build_optimizer(config, config.learning_rate),
       build_optimizer(config, config.item_learning_rate),
       batch_size=BATCH_SIZE, epochs=config.epochs, steps=config.steps, l2=l2,
-      proximal_mu=config.proximal_mu,
-      item_optimizer_is_sgd=(
-          config.optimizer == 'sgd' if shortcut is None else shortcut))
+      proximal_mu=config.proximal_mu)
+  return train_with(run, problem, scale)
+
+
+def train_with(run, problem, scale=1.0):
+  rows, labels, table, shared, personal = problem
   gathered = {name: np.take(np.pad(leaf, [(0, 1)] + [(0, 0)] * (leaf.ndim - 1)),
                             rows, axis=0) for name, leaf in table.items()}
   view = View(
@@ -111,7 +113,7 @@ def check(problem, result, objective='bce', l2=0.0, scale=1.0, **client):
 
 @pytest.mark.parametrize('case', [
     {'epochs': 2},
-    {'shortcut': False, 'steps': 4},
+    {'steps': 4},
     {'objective': 'bpr', 'l2': 0.05, 'scale': 0.5, 'learning_rate': 0.3},
     {'objective': 'squared_error', 'proximal_mu': 0.5, 'epochs': 2},
     {'optimizer': 'momentum', 'l2': 0.05, 'proximal_mu': 0.5, 'epochs': 2,
@@ -129,7 +131,6 @@ def test_touched_rows_give_the_numbers_of_the_whole_table(
     problem, train, case):
   settings = {'item_learning_rate': 0.7, **case}
   result = train(**settings)
-  settings.pop('shortcut', None)
   check(problem, result, **settings)
 
 
@@ -162,3 +163,12 @@ def test_numbers_of_steps_by_hand():
     batches, total = num_steps(counts, 4, epochs, steps)
     np.testing.assert_array_equal(batches, [0, 1, 1, 2, 3])
     np.testing.assert_array_equal(total, expected)
+
+
+def test_a_capacity_that_cuts_a_batch_is_refused(problem):
+  rows, *_ = problem
+  run = make_local_training(
+      SCORE, OBJECTIVES['bce'], optax.sgd(1.0), optax.sgd(1.0),
+      batch_size=rows.shape[1] - 1)
+  with pytest.raises(ValueError, match='capacity='):
+    train_with(run, problem)

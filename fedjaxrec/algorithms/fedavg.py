@@ -46,15 +46,12 @@ def make_fedavg(
   """
   client, server = config.client, config.server
   objective = config.objective
-  negatives = (
-      0 if objective.name == 'squared_error' else objective.num_negatives)
   train = make_local_training(
       recommender.score, OBJECTIVES[objective.name],
       build_optimizer(client, client.learning_rate),
       build_optimizer(client, client.item_learning_rate),
       batch_size=client.batch_size, epochs=client.epochs, steps=client.steps,
-      l2=objective.l2, proximal_mu=client.proximal_mu,
-      item_optimizer_is_sgd=client.optimizer == 'sgd')
+      l2=objective.l2, proximal_mu=client.proximal_mu)
   steps = make_server(
       build_optimizer(server, server.learning_rate),
       build_optimizer(server, server.learning_rate),
@@ -65,7 +62,8 @@ def make_fedavg(
   return Algorithm(
       init_server=lambda key: steps.init(*recommender.init_server(key)),
       init_personal=recommender.init_personal,
-      draw=lambda c, key: draw_examples(c, key, num_items, negatives),
+      draw=lambda c, key: draw_examples(
+          c, key, num_items, objective.drawn_negatives),
       client_update=train,
       client_transform=client_transform,
       server=steps,

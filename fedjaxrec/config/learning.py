@@ -61,7 +61,8 @@ class ObjectiveConfig:
       (explicit ratings, no negatives).
     num_negatives: Negatives drawn for each interaction, afresh each round,
       distinct, from the items that the client has no training interaction with.
-    l2: Weight of the squared L2 norm of the parameters that a batch touches.
+    l2: Weight of the squared L2 norms: of the personal and the shared
+      parameters, and, as a mean over the batch, of the item rows.
   """
   name: str = 'bce'
   num_negatives: int = 8
@@ -77,13 +78,19 @@ class ObjectiveConfig:
           f'{self.name}: without negatives every score grows for ever; use at '
           'least 1, or objective.name=squared_error.')
 
+  @property
+  def drawn_negatives(self) -> int:
+    """Negatives drawn for each interaction: none for explicit ratings."""
+    return 0 if self.name == 'squared_error' else self.num_negatives
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClientConfig:
   """Training on the device, within one round.
 
   Attributes:
-    optimizer: sgd, momentum, adagrad, adam or yogi; its state lasts one round.
+    optimizer: sgd, momentum, adagrad, adam or yogi, with b1=0.9, b2=0.99 and
+      eps=1e-3; its state lasts one round.
     learning_rate: Learning rate of the personal and shared parameters.
     item_learning_rate: Learning rate of the item rows. The loss is a mean over
       the batch and an item stands in it once, so this is usually higher.
@@ -134,8 +141,8 @@ class ServerConfig:
     b2: Second moment's decay (adam, yogi).
     eps: Added to the root of the second moment (adagrad, adam, yogi).
     row_normalization: An item row's sum of deltas is divided by the cohort
-      (mean), by 1 (sum), or by the clients that touched the row
-      (contributors).
+      (mean), by 1 (sum; equal weights only), or by the clients that touched
+      the row (contributors).
     lazy_rows: True: a row that nobody touched keeps its value and its moments.
     schedule: How the learning rate changes over the rounds: constant, cosine or
       exponential.

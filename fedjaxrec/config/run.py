@@ -155,6 +155,12 @@ class Config:
     at_least('rounds', self.rounds, 1)
     if not 0 <= self.seed < 2**31:
       raise ValueError(f'seed={self.seed} must lie in [0, 2^31).')
+    if (self.server.row_normalization == 'sum'
+        and self.cohort.weighting == 'examples'):
+      raise ValueError(
+          "server.row_normalization='sum' with cohort.weighting='examples': "
+          'every row would move by its deltas times the numbers of examples; '
+          'use row_normalization=mean, or weighting=equal.')
     if (self.data.source == 'ncf') != (self.split.name == 'published'):
       raise ValueError(
           f'data.source={self.data.source} with split.name={self.split.name}: '

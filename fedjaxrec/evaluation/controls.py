@@ -58,7 +58,8 @@ def train_local_only(
   """Trains clients by themselves and scores the catalogue for each.
 
   A client starts from the server's initial parameters and adds each round's
-  delta to a copy of its own, whole: nothing comes from other clients.
+  delta to a copy of its own, whole: nothing comes from other clients. Learning
+  rates are those of the first round throughout.
 
   Args:
     algorithm: The federated run's; its server side is not used.

@@ -59,9 +59,8 @@ def describe_communication(
     shared: The shared parameters or their shapes.
   """
   counts = split.train.counts
-  negatives = (0 if config.objective.name == 'squared_error'
-               else config.objective.num_negatives)
-  rows = communication.touched_rows(counts, negatives, split.num_items)
+  rows = communication.touched_rows(
+      counts, config.objective.drawn_negatives, split.num_items)
   sampler, _ = build_sampler(config.cohort, counts, config.seed)
   participations = np.zeros(split.num_users, np.int64)
   for r in range(config.rounds):
