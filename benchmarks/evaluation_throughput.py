@@ -37,8 +37,10 @@ def main(_):
   targets, train = everything.take(last), everything.take(~last)
   recommender = build_recommender(ModelConfig(dim=_DIM.value), items)
   table, shared = recommender.init_server(jax.random.key(0))
-  personal = jax.vmap(recommender.init_personal)(
-      jax.random.split(jax.random.key(1), users))
+  # Compiled, or every user would be given an item table of their own first.
+  personal = jax.block_until_ready(
+      jax.jit(jax.vmap(recommender.init_personal))(
+          jax.random.split(jax.random.key(1), users)))
   calls = {}
   for protocol, top_k in (('full', 0), ('full', 10), ('sampled-99', 0)):
     rank = make_ranker(

@@ -29,8 +29,8 @@ class Recommender(NamedTuple):
   Attributes:
     init_server: key -> (item_table, shared). Leaves of item_table have the
       leading axis [num_items].
-    init_personal: key -> personal, one client's. `vmap` over keys makes a
-      population.
+    init_personal: key -> personal, one client's. `jit` of `vmap` over keys
+      makes a population; uncompiled, every client would make an item table too.
     score: (personal, item_rows, shared) -> float32 [num_rows], one client's
       scores of the items whose rows are given; leaves of item_rows have the
       leading axis [num_rows], any number of rows.
