@@ -67,8 +67,17 @@ def _run_train(values: flags.FlagValues, arguments: list[str]) -> int:
   if values.resume:
     if not values.workdir:
       raise UsageError('--resume needs --workdir, the run to continue.')
-    base = _read_run_config(pathlib.Path(values.workdir))
+    # Where no run was begun, it begins: a job that is restarted whenever it is
+    # killed need not know how far it came.
+    if (pathlib.Path(values.workdir) / 'config.json').exists():
+      base = _read_run_config(pathlib.Path(values.workdir))
   config = read_config(values, base)
+  idle = [name for name in values if name.startswith('synthetic.')
+          and values[name].present]
+  if idle and config.data.source != 'synthetic':
+    raise UsageError(
+        f'--{idle[0]} with --data.source={config.data.source}, which does not '
+        'read it; use --data.source=synthetic, or drop it.')
   workdir = pathlib.Path(values.workdir or _new_workdir(config.data.source))
   from fedjaxrec.orchestration import experiment
   try:

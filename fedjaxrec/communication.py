@@ -1,4 +1,4 @@
-"""What travels between a client and the server, in bytes. Host side.
+"""What travels between a client and the server, in bytes.
 
 Up: the index of each touched row, 4 bytes, sent once, to ask for the row; then
 the rows' deltas in the same order and the shared delta. Down: the rows and the
@@ -32,20 +32,26 @@ def _bytes(leaf, drop_axis: bool) -> int:
 
 
 def communication_summary(
-    item_table: Any, shared: Any, rows: np.ndarray, num_items: int
+    item_table: Any,
+    shared: Any,
+    rows: np.ndarray,
+    participations: np.ndarray,
+    num_items: int,
 ) -> dict[str, float]:
   """Returns the byte counts of a run, as summary.json has them.
 
   Args:
     item_table: Leaves [num_items, ...]: arrays or their shapes.
     shared: The shared parameters.
-    rows: int [participations]: touched rows of every client of every round.
+    rows: int [num_clients]: rows that a client touches in a round.
+    participations: int [num_clients]: rounds that it took part in.
     num_items: Items in the catalogue.
   """
   row_bytes = sum(_bytes(leaf, True) for leaf in jax.tree.leaves(item_table))
   shared_bytes = sum(_bytes(leaf, False) for leaf in jax.tree.leaves(shared))
   # Poisson sampling may invite nobody in a short run.
-  mean_rows = rows.mean() if len(rows) else 0.0
+  total = int(participations.sum())
+  mean_rows = float(rows @ participations) / total if total else 0.0
   uplink = mean_rows * (row_bytes + INDEX_BYTES) + shared_bytes
   downlink = mean_rows * row_bytes + shared_bytes
   return {
@@ -53,5 +59,5 @@ def communication_summary(
       'downlink_bytes_per_client': float(downlink),
       'dense_uplink_bytes_per_client': float(
           num_items * row_bytes + shared_bytes),
-      'total_bytes': float((uplink + downlink) * len(rows)),
+      'total_bytes': float((uplink + downlink) * total),
   }

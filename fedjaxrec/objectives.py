@@ -1,5 +1,7 @@
-"""What a client minimises over a batch. A new objective is one function, one
-line in `OBJECTIVES`.
+"""What a client minimises over a batch.
+
+A new objective is one function, one line in `OBJECTIVES`, and its name in
+`OBJECTIVES` of `config/learning.py`.
 
 An objective is a function (scores, labels, used) -> (loss_sum, count) with
 scores float32 [batch, 1 + num_negatives] (column 0 is the interaction, the rest

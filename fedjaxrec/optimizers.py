@@ -18,8 +18,9 @@ def build_optimizer(
   """Returns the Optax optimizer that `config.optimizer` names.
 
   On the server these are FedAvg (sgd), FedAvgM (momentum), FedAdagrad, FedAdam
-  and FedYogi, with one difference from the paper: Optax corrects the bias of
-  Adam's and Yogi's moments, the paper does not.
+  and FedYogi, with two differences from the paper: Optax corrects the bias of
+  Adam's and Yogi's moments, the paper does not; and the second moments start at
+  0, the paper's at tau^2.
 
   Args:
     config: A client's or the server's config.

@@ -6,6 +6,7 @@ and never moves. On each device the interactions are one flat array with offsets
 are sorted, which is what drawing negatives from the complement needs.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -129,25 +130,29 @@ def gather_clients(
       jnp.where(mine, data.labels.at[place].get(mode='clip'), 0.0))
 
 
-def init_personal(
-    init, key: jax.Array, num_clients: int, num_devices: int
-) -> PyTree:
-  """Makes every client's personal parameters, each from its own key.
+def make_init_personal(
+    init: Callable[[jax.Array], PyTree], num_clients: int, num_devices: int
+) -> Callable[[jax.Array], PyTree]:
+  """Builds init_all(key): every client's personal parameters, compiled.
 
   Args:
     init: key -> one client's personal parameters.
-    key: Typed key; client c uses fold_in(key, c).
     num_clients: Clients.
     num_devices: Devices that share them.
 
   Returns:
-    Leaves [num_devices, clients_per_device, ...].
+    init_all: typed key -> leaves [num_devices, clients_per_device, ...]; client
+    c uses fold_in(key, c).
   """
   per_device = -(-num_clients // num_devices)
-  ids = (jnp.arange(per_device)[None, :] * num_devices
-         + jnp.arange(num_devices)[:, None])
-  make = jax.vmap(jax.vmap(lambda i: init(jax.random.fold_in(key, i))))
-  return jax.jit(make)(ids)
+
+  @jax.jit
+  def init_all(key):
+    ids = (jnp.arange(per_device)[None, :] * num_devices
+           + jnp.arange(num_devices)[:, None])
+    return jax.vmap(jax.vmap(lambda i: init(jax.random.fold_in(key, i))))(ids)
+
+  return init_all
 
 
 def by_client(leaf: np.ndarray | jax.Array, num_clients: int) -> Any:

@@ -25,7 +25,8 @@ class RoundMetrics(NamedTuple):
   Attributes:
     loss: float32: mean training loss over the cohort's examples.
     reported: int32: clients whose delta was counted.
-    num_examples: int32: examples trained on.
+    num_examples: float32: scores trained on, negatives and epochs included;
+      exact up to 2^24.
   """
   loss: jax.Array
   reported: jax.Array
@@ -104,7 +105,8 @@ def make_round(
     the cohort's slots, and, unless visit_touched_rows, passes over the table.
 
   Raises:
-    ValueError: If visit_touched_rows is asked for where it cannot be.
+    ValueError: If visit_touched_rows is asked for where it cannot be, or if
+      weights would undo what a client's transform bounds.
   """
   server_side = algorithm.server
   if visit_touched_rows and (
@@ -113,6 +115,11 @@ def make_round(
         f'visit_touched_rows=True with axis_name={axis_name!r}: it needs one '
         'device, and a server that leaves untouched rows alone (sgd, or '
         'server.lazy_rows, and no transform of the sum).')
+
+  if algorithm.client_transform is not None and algorithm.weight_by_examples:
+    raise ValueError(
+        "cohort.weighting='examples' with a transform of the clients' deltas: "
+        'the weight would undo its bound; use cohort.weighting=equal.')
 
   def empty_sum(server):
     table, shared = jax.tree.map(
@@ -166,7 +173,8 @@ def make_round(
           lambda x, new: x.at[members].set(new, mode='drop'), personal, own)
       return total, personal, jax.tree.map(jnp.add, metrics, (
           contribution.loss_sum.sum(), contribution.loss_count.sum(),
-          (weight > 0).sum(dtype=jnp.int32), contribution.num_examples.sum()))
+          (weight > 0).sum(dtype=jnp.int32),
+          contribution.num_examples.sum().astype(jnp.float32)))
 
     def visit_block(capacity, members, carry):
       server, total = carry
@@ -195,7 +203,7 @@ def make_round(
             carry)
       return carry
 
-    nothing = (jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
+    nothing = (jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.float32(0))
     total, personal, metrics = for_each_block(
         train_block, (total, personal, nothing))
     if axis_name is not None:
@@ -254,8 +262,7 @@ def make_run_rounds(one_round: Round) -> Callable:
   def run(server, personal, data, plan, num_rounds, key):
     rounds = plan.num_blocks.shape[0]
     empty = RoundMetrics(
-        jnp.zeros(rounds), jnp.zeros(rounds, jnp.int32),
-        jnp.zeros(rounds, jnp.int32))
+        jnp.zeros(rounds), jnp.zeros(rounds, jnp.int32), jnp.zeros(rounds))
 
     def body(r, carry):
       server, personal, total, collected = carry

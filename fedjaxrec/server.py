@@ -127,18 +127,22 @@ def make_server(
         lambda row, x, *rest: fn(x, *rest) if row else x, is_row, opt_state,
         *others)
 
+  def someone_reported(weight):
+    # Nobody: the sums are zero, and so must be the step; but noise, which does
+    # not depend on who was there, is applied in any case.
+    return weight > 0 if transform is None else jnp.bool_(True)
+
   def step_rows(state, table, opt_state, sums, row_weight, weight):
     """One step of some rows, given with their state, sums and weights."""
     def per_row(vector, leaf):
       return vector.reshape(-1, *[1] * (leaf.ndim - 1))
 
-    # Nobody reported: the sums are zero, and so must be the step.
-    reported = weight > 0
+    reported = someone_reported(weight)
     if row_normalization == 'contributors':
       share = -1 / jnp.where(row_weight > 0, row_weight, 1)
       gradient = jax.tree.map(lambda x: x * per_row(share, x), sums)
     else:
-      share = -1 / jnp.where(reported, weight, 1)
+      share = -1 / jnp.where(weight > 0, weight, 1)
       gradient = optax.tree.scale(
           share if row_normalization == 'mean' else -1, sums)
     step, new_state = item_optimizer.update(gradient, opt_state, table)
@@ -157,9 +161,9 @@ def make_server(
     return table, new_state
 
   def update_shared(state, sums, weight):
-    reported = weight > 0
+    reported = someone_reported(weight)
     step, opt_state = shared_optimizer.update(
-        optax.tree.scale(-1 / jnp.where(reported, weight, 1), sums),
+        optax.tree.scale(-1 / jnp.where(weight > 0, weight, 1), sums),
         state.shared_opt_state, state.shared)
     shared = optax.apply_updates(
         state.shared, optax.tree.scale(schedule(state.round_index), step))

@@ -1,8 +1,8 @@
 """From a config and training interactions to compiled rounds.
 
 This is the one place where the rooms meet: sampler, plan, placement, algorithm
-and compiled call. It needs JAX, Flax and Optax, no files and no flags, so that
-benchmarks use the same engine as `fedjaxrec train`.
+and compiled call. It needs JAX, Flax and Optax alone, no flags and no run
+directory, so that benchmarks use the same engine as `fedjaxrec train`.
 """
 
 from collections.abc import Callable, Sequence
@@ -92,11 +92,16 @@ class Simulation(NamedTuple):
   key: jax.Array
 
 
-def call_interval(config: Config) -> int:
-  """Rounds of one compiled call: no more than lie between two host stops."""
+def call_interval(config: Config, max_cohort: int) -> int:
+  """Rounds of one compiled call: no more than lie between two host stops.
+
+  Args:
+    config: The whole config.
+    max_cohort: The largest cohort; a call's plan has at most 2^24 places.
+  """
   if config.engine.rounds_per_call:
     return min(config.engine.rounds_per_call, config.rounds)
-  stops = [config.rounds, _MAX_ROUNDS_PER_CALL]
+  stops = [config.rounds, _MAX_ROUNDS_PER_CALL, max(1, 2**24 // max_cohort)]
   stops += [n for n in (config.evaluation.every, config.checkpoint.every) if n]
   return min(stops)
 
@@ -152,7 +157,7 @@ def make_simulation(
   capacities = choose_capacities(
       num_examples, config.engine.num_size_classes or _NUM_SIZE_CLASSES,
       config.client.batch_size)
-  rounds_per_call = call_interval(config)
+  rounds_per_call = call_interval(config, max_cohort)
   planner = make_planner(
       num_examples, capacities, block_size, num_devices, max_cohort,
       rounds_per_call)
@@ -170,13 +175,14 @@ def make_simulation(
       jax.random.key(config.seed), 3)
   client_key_everywhere = parallel.put_everywhere(client_key, placement)
 
+  init_server = jax.jit(algorithm.init_server)
+  init_personal = population.make_init_personal(
+      algorithm.init_personal, num_clients, num_devices)
+
   def init():
-    server = jax.jit(algorithm.init_server)(server_key)
-    personal = population.init_personal(
-        algorithm.init_personal, personal_key, num_clients, num_devices)
     return State(
-        parallel.put_everywhere(server, placement),
-        parallel.put_at_home(personal, placement))
+        parallel.put_everywhere(init_server(server_key), placement),
+        parallel.put_at_home(init_personal(personal_key), placement))
 
   def plan(first_round, num_rounds):
     if num_rounds > rounds_per_call:

@@ -168,7 +168,7 @@ def test_a_flag_that_a_command_does_not_use_is_refused(run, arguments):
   (['train', '--flagfile=nowhere'], 'nowhere'),
   (['train', 'rounds=3'], "'rounds=3' was not expected"),
   (['train', '--resume'], '--resume needs --workdir'),
-  (['train', '--resume', '--workdir=nowhere'], '--workdir=nowhere holds no'),
+  (['train', '--synthetic.num_users=9'], '--data.source=synthetic'),
   (['evaluate'], 'no run directory'),
   (['evaluate', 'a', '--workdir=b'], 'two run directories'),
   (['evaluate', 'nowhere'], '--workdir=nowhere holds no config.json'),
@@ -319,3 +319,11 @@ def test_a_reader_that_has_seen_enough_is_no_error():
   result = subprocess.run(['bash', '-c', script, sys.executable], cwd=ROOT,
                           text=True, capture_output=True)
   assert result.stderr.strip() in ('0', '141')
+
+
+def test_resume_where_no_run_was_begun_begins_it(run, calls, tmp_path):
+  workdir = tmp_path / 'new'
+  code, *_ = run('train', '--resume', f'--workdir={workdir}', '--rounds=3')
+  assert code == 0
+  (config, given, resume, _, _), = calls
+  assert (config.rounds, given, resume) == (3, workdir, True)

@@ -24,20 +24,21 @@ def test_bytes_by_hand():
   table = {'item': np.zeros((100, 3), np.float32),
            'item_bias': np.zeros(100, np.float16)}
   shared = {'bias': np.zeros((), np.float32), 'w': np.zeros((2, 5), np.int8)}
-  summary = communication_summary(table, shared, np.array([10, 20, 30]), 100)
+  summary = communication_summary(
+      table, shared, np.array([10, 30, 5]), np.array([1, 2, 0]), 100)
   # A row weighs 3 * 4 + 2 = 14 bytes, the shared parameters 4 + 10.
-  assert summary == {
-      'uplink_bytes_per_client': 20 * (14 + 4) + 14,
-      'downlink_bytes_per_client': 20 * 14 + 14,
+  assert summary == pytest.approx({
+      'uplink_bytes_per_client': 70 / 3 * (14 + 4) + 14,
+      'downlink_bytes_per_client': 70 / 3 * 14 + 14,
       'dense_uplink_bytes_per_client': 100 * 14 + 14,
-      'total_bytes': 60 * (14 + 4 + 14) + 3 * 2 * 14}
+      'total_bytes': 70 * (14 + 4 + 14) + 3 * 2 * 14})
 
 
 def test_a_run_in_which_nobody_took_part_sends_nothing():
   table = {'item': np.zeros((100, 3), np.float32)}
   with np.errstate(all='raise'):
     summary = communication_summary(
-        table, {'bias': np.zeros(())}, np.zeros(0, int), 100)
+        table, {'bias': np.zeros(())}, np.array([7]), np.zeros(1, int), 100)
   assert summary['total_bytes'] == 0
   assert np.isfinite(list(summary.values())).all()
 
@@ -46,7 +47,8 @@ def test_a_run_in_which_nobody_took_part_sends_nothing():
 def test_touched_rows_are_what_makes_the_upload_small(num_items):
   table = {'item': np.zeros((num_items, 8), np.float32)}
   rows = touched_rows(np.array([10]), 4, num_items)
-  summary = communication_summary(table, {}, rows, num_items)
+  summary = communication_summary(
+      table, {}, rows, np.array([1]), num_items)
   dense = num_items * 8 * 4
   assert summary['dense_uplink_bytes_per_client'] == dense
   # With every row touched the indices come on top; with 1 in 100 not.

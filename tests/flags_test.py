@@ -88,7 +88,7 @@ def test_each_type_is_read():
     config_lib.Config,
     seed=st.integers(0, 2**31 - 1), rounds=st.integers(1),
     model=st.builds(
-        config_lib.ModelConfig, dim=st.integers(1),
+        config_lib.ModelConfig, dim=st.integers(1, 65_536),
         init_scale=st.floats(1e-30, 1e30),
         hidden=st.lists(st.integers(1), min_size=1).map(tuple)),
     data=st.builds(config_lib.DataConfig, path=st.text(

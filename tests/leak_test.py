@@ -195,6 +195,10 @@ def test_permuted_test_items_are_found_by_chance(tmp_path, monkeypatch):
       permuted[u] = -1
   monkeypatch.setattr(
       experiment, 'load_split', lambda config: with_test_items(split, permuted))
+  # That is another split than the checkpoint's, which is refused elsewhere.
+  identity = split.split_fingerprint()
+  monkeypatch.setattr(
+      type(split), 'split_fingerprint', lambda self: identity)
   control = experiment.evaluate(
       tmp_path / 'run', config.evaluation)['test']['personalised']
   asked = int((permuted >= 0).sum())

@@ -85,6 +85,6 @@ def test_initial_parameters_do_not_depend_on_the_number_of_devices():
   key = jax.random.key(3)
   expected = [init(jax.random.fold_in(key, c))['p'] for c in range(7)]
   for num_devices in (1, 3):
-    made = population.init_personal(init, key, 7, num_devices)
+    made = population.make_init_personal(init, 7, num_devices)(key)
     np.testing.assert_array_equal(
         population.by_client(np.asarray(made['p']), 7), expected)

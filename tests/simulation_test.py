@@ -320,7 +320,9 @@ def test_rounds_of_a_call_lie_between_two_stops(
       rounds=rounds, evaluation=config.EvaluationConfig(every=evaluate),
       checkpoint=config.CheckpointConfig(every=checkpoint),
       engine=config.EngineConfig(rounds_per_call=asked))
-  assert call_interval(settings) == is_
+  assert call_interval(settings, 150) == is_
+  # A call's plan has room for 2^24 clients in all.
+  assert call_interval(settings, 2**24) == (is_ if asked else 1)
 
 
 def test_the_parts_are_those_asked_for():

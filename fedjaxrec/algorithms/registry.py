@@ -1,4 +1,6 @@
-"""The algorithms by name. A new algorithm is one file and one line here."""
+"""The algorithms by name. A new algorithm is one file, one line here,
+and its name in `ALGORITHMS` of `config/learning.py`.
+"""
 
 from typing import Any
 

@@ -2,7 +2,13 @@
 
 import dataclasses
 
-from fedjaxrec.config.rules import above, at_least, fraction, one_of
+from fedjaxrec.config.rules import (
+  above,
+  at_least,
+  check_types,
+  fraction,
+  one_of,
+)
 
 SOURCES = (
     'movielens-100k', 'movielens-1m', 'movielens-latest-small',
@@ -44,6 +50,7 @@ class DataConfig:
   timestamp_column: str = 'timestamp'
 
   def __post_init__(self):
+    check_types(self, 'data')
     if self.source not in SOURCES and not self.source.startswith(
         SOURCE_PREFIXES):
       raise ValueError(
@@ -53,6 +60,10 @@ class DataConfig:
       raise ValueError(
           f'data.source={self.source!r} names no file or data set; write, for '
           f'example, --data.source={self.source}NAME.')
+    if self.path and self.source.startswith(('csv:', 'parquet:')):
+      raise ValueError(
+          f'data.path={self.path!r} with data.source={self.source!r}: the '
+          'source names its file already; drop one of the two.')
     at_least('data.min_rating', self.min_rating, 0)
     at_least('data.min_user_interactions', self.min_user_interactions, 1)
     at_least('data.min_item_interactions', self.min_item_interactions, 1)
@@ -86,6 +97,7 @@ class SyntheticConfig:
   latent_dim: int = 8
 
   def __post_init__(self):
+    check_types(self, 'synthetic')
     at_least('synthetic.num_users', self.num_users, 1)
     at_least('synthetic.num_items', self.num_items, 2)
     if self.num_users > 10_000_000 or self.num_items > 1_000_000:
@@ -126,6 +138,7 @@ class SplitConfig:
   fold_in_fraction: float = 0.8
 
   def __post_init__(self):
+    check_types(self, 'split')
     one_of('split.name', self.name, SPLITS)
     fraction('split.validation_fraction', self.validation_fraction)
     fraction('split.test_fraction', self.test_fraction)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fedjaxrec.config.rules import above, at_least, one_of
+from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
 MODELS = ('mf', 'neumf')
 ALGORITHMS = ('fedavg',)
@@ -30,8 +30,13 @@ class ModelConfig:
   hidden: tuple[int, ...] = (64, 32, 16)
 
   def __post_init__(self):
+    check_types(self, 'model')
     one_of('model.name', self.name, MODELS)
     at_least('model.dim', self.dim, 1)
+    if self.dim > 65_536:
+      raise ValueError(
+          f'model.dim={self.dim} is above 65,536: no item table of that width '
+          'fits a device.')
     above('model.init_scale', self.init_scale, 0)
     if not self.hidden or min(self.hidden) < 1:
       raise ValueError(
@@ -49,6 +54,7 @@ class AlgorithmConfig:
   name: str = 'fedavg'
 
   def __post_init__(self):
+    check_types(self, 'algorithm')
     one_of('algorithm.name', self.name, ALGORITHMS)
 
 
@@ -69,6 +75,7 @@ class ObjectiveConfig:
   l2: float = 2.5e-4
 
   def __post_init__(self):
+    check_types(self, 'objective')
     one_of('objective.name', self.name, OBJECTIVES)
     at_least('objective.l2', self.l2, 0)
     at_least('objective.num_negatives', self.num_negatives, 0)
@@ -115,6 +122,7 @@ class ClientConfig:
   final_fraction: float = 0.1
 
   def __post_init__(self):
+    check_types(self, 'client')
     one_of('client.optimizer', self.optimizer, OPTIMIZERS)
     one_of('client.schedule', self.schedule, SCHEDULES)
     above('client.learning_rate', self.learning_rate, 0)
@@ -160,6 +168,7 @@ class ServerConfig:
   final_fraction: float = 0.1
 
   def __post_init__(self):
+    check_types(self, 'server')
     one_of('server.optimizer', self.optimizer, OPTIMIZERS)
     one_of('server.row_normalization', self.row_normalization,
             ROW_NORMALIZATIONS)
@@ -194,6 +203,7 @@ class CohortConfig:
   weighting: str = 'equal'
 
   def __post_init__(self):
+    check_types(self, 'cohort')
     at_least('cohort.size', self.size, 0)
     at_least('cohort.cap', self.cap, 0)
     one_of('cohort.sampler', self.sampler, SAMPLERS)
@@ -202,6 +212,10 @@ class CohortConfig:
       raise ValueError(
           f'cohort.cap={self.cap} is below cohort.size={self.size}: more than '
           'half of the rounds would be truncated; raise it, or use 0.')
+    if self.cap and self.sampler != 'poisson':
+      raise ValueError(
+          f'cohort.cap={self.cap} with cohort.sampler={self.sampler!r}: only '
+          'the poisson sampler has cohorts of different sizes to cap; drop it.')
     if (self.sampler == 'weighted') != bool(self.weights_path):
       raise ValueError(
           f'cohort.sampler={self.sampler!r} with cohort.weights_path='

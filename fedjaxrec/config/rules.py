@@ -1,6 +1,8 @@
 """The rules that fields keep; an error names the field and its value."""
 
+import dataclasses
 import math
+from typing import Any
 
 
 def one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
@@ -29,3 +31,32 @@ def fraction(field: str, value: float) -> None:
     raise ValueError(
         f'{field}={value} must lie strictly between 0 and 1; it is the share '
         'of the interactions (or users) set aside.')
+
+
+def check_types(config: Any, section: str = '') -> None:
+  """Refuses a field whose value is of another type than it is declared.
+
+  A whole number stands for a float; a list of whole numbers becomes the tuple
+  that is meant. Call it first in `__post_init__`.
+
+  Args:
+    config: A frozen config dataclass.
+    section: Its name, for the message; empty for the whole config.
+  """
+  words: dict[Any, str] = {
+      int: 'a whole number', float: 'a number', bool: 'true or false',
+      str: 'a text'}
+  for field in dataclasses.fields(config):
+    value, kind = getattr(config, field.name), field.type
+    name = f'{section}.{field.name}' if section else field.name
+    if kind == tuple[int, ...]:
+      if not isinstance(value, (list, tuple)) or not all(
+          type(entry) is int for entry in value):
+        raise ValueError(f'{name}={value!r} must be a tuple of whole numbers.')
+      object.__setattr__(config, field.name, tuple(value))
+    elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
+      if not isinstance(value, kind):
+        raise ValueError(f'{name}={value!r} must be a {kind.__name__}.')
+    elif type(value) is not kind and not (
+        kind is float and type(value) is int):
+      raise ValueError(f'{name}={value!r} must be {words[kind]}.')

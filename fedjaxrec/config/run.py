@@ -12,7 +12,7 @@ from fedjaxrec.config.learning import (
   ObjectiveConfig,
   ServerConfig,
 )
-from fedjaxrec.config.rules import at_least, one_of
+from fedjaxrec.config.rules import at_least, check_types, one_of
 
 PARALLEL_MODES = ('auto', 'single', 'shard_map', 'pmap')
 PROTOCOLS = ('full', 'sampled-99')
@@ -36,6 +36,7 @@ class EngineConfig:
   rounds_per_call: int = 0
 
   def __post_init__(self):
+    check_types(self, 'engine')
     for field in ('block_size', 'num_size_classes', 'rounds_per_call'):
       at_least(f'engine.{field}', getattr(self, field), 0)
 
@@ -45,13 +46,15 @@ class ParallelConfig:
   """Which devices share the work.
 
   Attributes:
-    mode: single, shard_map or pmap; auto: shard_map on several devices.
+    mode: single, shard_map or pmap; auto: shard_map on several devices. pmap
+      keeps a second copy of the server's state.
     num_devices: Local devices to use; 0: all.
   """
   mode: str = 'auto'
   num_devices: int = 0
 
   def __post_init__(self):
+    check_types(self, 'parallel')
     one_of('parallel.mode', self.mode, PARALLEL_MODES)
     at_least('parallel.num_devices', self.num_devices, 0)
 
@@ -69,9 +72,9 @@ class EvaluationConfig:
     bootstrap_samples: Resamples of the users for the 95 % intervals.
     num_groups: User-activity groups in the report.
     local_only: Whether to train the control without federation.
-    local_only_epochs: Local epochs of that control; 0: as many as a client gets
-      in the federated run, up to 20.
-    fold_in_epochs: Local epochs that fit a held-out user's own parameters.
+    local_only_rounds: Rounds of that control; 0: as many as a client gets in
+      the federated run, up to 20.
+    fold_in_rounds: Rounds that fit a held-out user's own parameters.
   """
   protocol: str = 'full'
   ks: tuple[int, ...] = (5, 10, 20)
@@ -81,10 +84,11 @@ class EvaluationConfig:
   bootstrap_samples: int = 1000
   num_groups: int = 5
   local_only: bool = True
-  local_only_epochs: int = 0
-  fold_in_epochs: int = 20
+  local_only_rounds: int = 0
+  fold_in_rounds: int = 20
 
   def __post_init__(self):
+    check_types(self, 'evaluation')
     one_of('evaluation.protocol', self.protocol, PROTOCOLS)
     one_of('evaluation.selection', self.selection, SELECTIONS)
     if not self.ks or min(self.ks) < 1 or len(set(self.ks)) < len(self.ks):
@@ -94,8 +98,8 @@ class EvaluationConfig:
     at_least('evaluation.batch_size', self.batch_size, 1)
     at_least('evaluation.bootstrap_samples', self.bootstrap_samples, 100)
     at_least('evaluation.num_groups', self.num_groups, 1)
-    at_least('evaluation.local_only_epochs', self.local_only_epochs, 0)
-    at_least('evaluation.fold_in_epochs', self.fold_in_epochs, 1)
+    at_least('evaluation.local_only_rounds', self.local_only_rounds, 0)
+    at_least('evaluation.fold_in_rounds', self.fold_in_rounds, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,7 @@ class CheckpointConfig:
   keep: int = 2
 
   def __post_init__(self):
+    check_types(self, 'checkpoint')
     at_least('checkpoint.every', self.every, 0)
     at_least('checkpoint.keep', self.keep, 1)
 
@@ -152,6 +157,7 @@ class Config:
   checkpoint: CheckpointConfig = CheckpointConfig()
 
   def __post_init__(self):
+    check_types(self)
     at_least('rounds', self.rounds, 1)
     if not 0 <= self.seed < 2**31:
       raise ValueError(f'seed={self.seed} must lie in [0, 2^31).')

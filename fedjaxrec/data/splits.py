@@ -7,6 +7,7 @@ row alone. Users are handled all at once by arithmetic on row positions.
 """
 
 import dataclasses
+import hashlib
 
 import numpy as np
 
@@ -42,6 +43,18 @@ class Split:
   fold_in: Interactions
   negatives: np.ndarray | None = None
   fingerprint: str = ''
+
+  def split_fingerprint(self) -> str:
+    """A digest of who has which items in which part, in order.
+
+    Two sources of one data set share `fingerprint` but may order simultaneous
+    rows differently, and so be split differently; this tells them apart.
+    """
+    digest = hashlib.sha256(self.fingerprint.encode())
+    for part in (self.train, self.validation, self.test, self.fold_in):
+      digest.update(part.offsets.astype('<i8').tobytes())
+      digest.update(part.items.astype('<i4').tobytes())
+    return digest.hexdigest()
 
   @property
   def num_users(self) -> int:

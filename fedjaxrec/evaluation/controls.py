@@ -21,7 +21,9 @@ from fedjaxrec.server import ServerState
 PyTree = Any
 
 _NUM_SIZE_CLASSES = 3
+# Copies of the item table held at once: at most so many, or half a gigabyte.
 _BLOCK_SIZE = 32
+_MAX_TABLE_BYTES = 2**29
 
 
 def score_popularity(
@@ -72,7 +74,8 @@ def train_local_only(
     key: Typed key; a client's draws are as in the federated run.
 
   Returns:
-    float32 [n, num_items]. Memory on the device: 32 copies of the item table.
+    float32 [n, num_items]. Memory on the device: some copies of the item table,
+    32 or half a gigabyte.
   """
   counts = train.counts[clients]
   num_items = train.num_items
@@ -110,6 +113,8 @@ def train_local_only(
         0, rounds, one_round, (*copies, own))
     return jax.vmap(algorithm.score)(own, item_table, shared)
 
+  table_bytes = sum(x.nbytes for x in jax.tree.leaves(server.item_table))
+  block_size = max(1, min(_BLOCK_SIZE, _MAX_TABLE_BYTES // table_bytes))
   scores = np.zeros((len(clients), num_items), np.float32)
   order = np.argsort(counts, kind='stable')
   # Where nobody has an interaction, one class holds them all.
@@ -118,9 +123,9 @@ def train_local_only(
   class_of = np.searchsorted(capacities, counts)
   for index, capacity in enumerate(capacities):
     members = order[class_of[order] == index]
-    for start in range(0, len(members), _BLOCK_SIZE):
-      mine = members[start:start + _BLOCK_SIZE]
-      padded = np.pad(mine, (0, _BLOCK_SIZE - len(mine)), mode='edge')
+    for start in range(0, len(members), block_size):
+      mine = members[start:start + block_size]
+      padded = np.pad(mine, (0, block_size - len(mine)), mode='edge')
       block = _read_block(train, clients[padded], capacity)
       out = train_block(
           block, jax.tree.map(lambda x, places=padded: x[places], personal))

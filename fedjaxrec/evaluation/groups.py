@@ -1,4 +1,4 @@
-"""Metrics by user activity, and of the users served worst. Host side."""
+"""Metrics by user activity. Host side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -94,24 +94,4 @@ def group_metrics(
           {metric: value[members] for metric, value in values.items()},
           bootstrap_samples=bootstrap_samples, seed=seed)
     result.append(entry)
-  return result
-
-
-def worst_decile(per_user: Mapping[str, np.ndarray]) -> dict[str, float]:
-  """Averages each metric over the tenth of the users whom it serves worst.
-
-  The tenth is taken for each metric by itself and rounded up. With one relevant
-  item a user the cut-off metrics are 0 there for all but excellent models; mrr
-  and auc still tell models apart.
-
-  Raises:
-    ValueError: If there is no user.
-  """
-  result = {}
-  for name, values in per_user.items():
-    if not values.size:
-      raise ValueError(
-          f'per_user[{name!r}] has 0 users: a mean over nobody has no value.')
-    size = -(-values.size // 10)
-    result[name] = float(np.partition(values, size - 1)[:size].mean())
   return result

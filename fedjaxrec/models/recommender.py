@@ -33,7 +33,8 @@ class Recommender(NamedTuple):
       makes a population; uncompiled, every client would make an item table too.
     score: (personal, item_rows, shared) -> float32 [num_rows], one client's
       scores of the items whose rows are given; leaves of item_rows have the
-      leading axis [num_rows], any number of rows.
+      leading axis [num_rows], any number of rows. A row's score depends on that
+      row alone, not on which others are given or in which order.
   """
   init_server: Callable[[jax.Array], tuple[PyTree, PyTree]]
   init_personal: Callable[[jax.Array], PyTree]

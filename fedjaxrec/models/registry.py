@@ -1,4 +1,6 @@
-"""The models by name. A new model is one file and one line here."""
+"""The models by name. A new model is one file, one line here,
+and its name in `MODELS` of `config/learning.py`.
+"""
 
 from fedjaxrec.config import ModelConfig
 from fedjaxrec.models.matrix_factorization import MatrixFactorization

@@ -10,6 +10,7 @@ from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.data.splits import Split
 from fedjaxrec.evaluation import controls, groups, metrics
+from fedjaxrec.evaluation.candidates import sample_negatives
 from fedjaxrec.evaluation.metrics import Ranks
 from fedjaxrec.evaluation.ranking import make_ranker
 from fedjaxrec.personalization.fold_in import make_fold_in
@@ -21,8 +22,10 @@ Metrics = dict[str, Any]
 # The control without federation is a look at the protocol, not a contender: a
 # sample of the clients says enough, and its cost stays bounded.
 _LOCAL_ONLY_CLIENTS = 1000
-_LOCAL_ONLY_EPOCHS = 20
+_LOCAL_ONLY_ROUNDS = 20
 _STREAM = 0x10CA1
+# Scores held at once, users times items: half a gigabyte.
+_MAX_SCORES = 2**27
 # Selection reads NDCG@10, and the table of results HR@10 and Recall@20.
 ALWAYS_KS = (10, 20)
 
@@ -68,20 +71,29 @@ def make_evaluator(
   trained = split.train.counts > 0
   fold_in = make_fold_in(config, split.fold_in)
   score = simulation.algorithm.score
+  batch_size = min(
+      evaluation.batch_size, max(1, _MAX_SCORES // num_items))
+
+  known = (split.train, split.validation, split.fold_in)
+  negatives = split.negatives
+  if evaluation.protocol != 'full' and negatives is None:
+    # Drawn once: every row of the table is asked about the same candidates.
+    asked = np.flatnonzero(split.test.counts)
+    drawn = sample_negatives(
+        [split.test, *known], asked, num_items,
+        int(evaluation.protocol.split('-')[1]), config.seed)
+    negatives = np.zeros((split.num_users, drawn.shape[1]), np.int32)
+    negatives[asked] = drawn
 
   def make_test_ranker(score_fn, users=None):
     def part(interactions):
       return interactions if users is None else select_users(
           interactions, users)
-    negatives = split.negatives
-    if negatives is not None and users is not None:
-      negatives = negatives[users]
     return make_ranker(
-        score_fn, part(split.test),
-        [part(p) for p in (split.train, split.validation, split.fold_in)],
-        num_items, protocol=evaluation.protocol,
-        batch_size=evaluation.batch_size, seed=config.seed,
-        negatives=negatives, top_k=max(ks))
+        score_fn, part(split.test), [part(p) for p in known], num_items,
+        protocol=evaluation.protocol, batch_size=batch_size, seed=config.seed,
+        negatives=negatives if users is None or negatives is None
+        else negatives[users], top_k=max(ks))
 
   def summarise(ranks: Ranks) -> Metrics:
     return metrics.summarise_ranks(
@@ -101,12 +113,13 @@ def make_evaluator(
     users = np.flatnonzero((split.test.counts > 0) & (own.counts > 0))
     if not len(users):
       return None
-    if len(users) > _LOCAL_ONLY_CLIENTS:
+    most = min(_LOCAL_ONLY_CLIENTS, max(1, _MAX_SCORES // num_items))
+    if len(users) > most:
       users = np.sort(np.random.default_rng([_STREAM, config.seed]).choice(
-          users, _LOCAL_ONLY_CLIENTS, replace=False))
+          users, most, replace=False))
     cohort = config.cohort.size or trained.sum()
-    rounds = evaluation.local_only_epochs or min(
-        _LOCAL_ONLY_EPOCHS, -(-config.rounds * cohort // trained.sum()))
+    rounds = evaluation.local_only_rounds or min(
+        _LOCAL_ONLY_ROUNDS, -(-config.rounds * cohort // trained.sum()))
     state = simulation.init()
     personal = jax.tree.map(
         lambda x: x[users], simulation.personal_by_client(state))
@@ -147,7 +160,7 @@ def make_evaluator(
 
   rank_validation = make_ranker(
       score, split.validation, [split.train, split.fold_in], num_items,
-      protocol=evaluation.protocol, batch_size=evaluation.batch_size,
+      protocol=evaluation.protocol, batch_size=batch_size,
       seed=config.seed + 1)
 
   def validate(personal, item_table, shared):

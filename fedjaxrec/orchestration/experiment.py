@@ -11,14 +11,12 @@ from fedjaxrec import config as config_lib
 from fedjaxrec.config import Config, EvaluationConfig
 from fedjaxrec.data.sources import load_split
 from fedjaxrec.data.splits import Split
-from fedjaxrec.evaluation.metrics import check_ks
 from fedjaxrec.orchestration import summary as summary_lib
 from fedjaxrec.orchestration import training
 from fedjaxrec.orchestration.checkpoints import Store, open_store
 from fedjaxrec.orchestration.evaluator import (
     ALWAYS_KS,
     Evaluator,
-    cutoffs,
     make_evaluator,
 )
 from fedjaxrec.orchestration.training import Stop
@@ -130,6 +128,7 @@ def evaluate(
   best = training.selected(config, run.simulation, stop)
   return summary_lib.rounded({
       'selected_round': int(best.round),
+      'rounds_done': stop.round,
       **run.evaluator.test(best.personal, best.item_table, best.shared)})
 
 
@@ -140,7 +139,6 @@ def _build(config: Config) -> _Run:
         f'num_items={split.num_items} of data.source={config.data.source} is '
         f'below {max(ALWAYS_KS)}, the cut-off of the table of results; use a '
         'larger catalogue, or weaker filters (data.min_item_interactions).')
-  check_ks(cutoffs(config), split.num_items)
   train_part = split.train
   simulation = make_simulation(
       config, train_part.offsets, train_part.items, train_part.ratings,
@@ -156,16 +154,17 @@ def _check_same_run(config: Config, workdir: pathlib.Path) -> None:
           config_lib.from_dict(
               run_directory.read_json(workdir / run_directory.CONFIG)),
           config))
-  free = {'engine', 'parallel', 'checkpoint'}
+  free = {'engine', 'parallel', 'checkpoint', 'data.path', 'data.cache_dir'}
   if {config.client.schedule, config.server.schedule} == {'constant'}:
     free.add('rounds')
   for field, value in new.items():
-    if field.partition('.')[0] not in free and old[field] != value:
+    if not {field, field.partition('.')[0]} & free and old[field] != value:
       raise ValueError(
           f'{field}={value} differs from the run in {str(workdir)!r}, which '
           f'has {old[field]}; a run is continued with its own config '
-          '(engine, parallel, checkpoint and, where no schedule depends on '
-          'them, more rounds are free). Use another --workdir.')
+          '(engine, parallel, checkpoint, where the data lies and, where '
+          'client.schedule and server.schedule are constant, more rounds are '
+          'free). Use another --workdir.')
   if new['rounds'] < old['rounds']:
     raise ValueError(
         f'rounds={new["rounds"]} is below the rounds={old["rounds"]} of the '
@@ -184,7 +183,7 @@ def _fields(values: dict[str, Any], prefix: str = '') -> Iterator:
 def _open_store(run: _Run, workdir: pathlib.Path) -> Store:
   return open_store(
       workdir / run_directory.CHECKPOINTS, run.config.checkpoint.keep,
-      run.split.fingerprint)
+      run.split.split_fingerprint())
 
 
 def _restore(run: _Run, store: Store) -> Stop | None:

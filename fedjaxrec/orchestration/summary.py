@@ -38,6 +38,7 @@ def describe_data(config: Config, split: Split) -> dict[str, Any]:
       'num_test': split.test.num_interactions,
       'split': split.name,
       'fingerprint': split.fingerprint,
+      'split_fingerprint': split.split_fingerprint(),
   }
 
 
@@ -66,7 +67,7 @@ def describe_communication(
   for r in range(config.rounds):
     np.add.at(participations, sampler(r), 1)
   return communication.communication_summary(
-      item_table, shared, np.repeat(rows, participations), split.num_items)
+      item_table, shared, rows, participations, split.num_items)
 
 
 

@@ -127,6 +127,7 @@ def train_rounds(
     if evaluator.validate and is_due(
         upto, config.evaluation.every, config.rounds):
       seen = snapshot(simulation, state, upto, -1.0)
+      _check_parameters(config, seen)
       validation = evaluator.validate(
           seen.personal, seen.item_table, seen.shared)
       lines[-1]['validation'] = validation
@@ -143,16 +144,28 @@ def selected(config: Config, simulation: Simulation, stop: Stop) -> Best:
   """
   if config.evaluation.selection == 'best' and stop.best.round > 0:
     return stop.best
-  return snapshot(simulation, stop.state, stop.round, float('nan'))
+  last = snapshot(simulation, stop.state, stop.round, float('nan'))
+  _check_parameters(config, last)
+  return last
 
 
 def _check_finite(config: Config, loss: np.ndarray, first_round: int) -> None:
-  if np.isfinite(loss).all():
-    return
-  bad = int(np.argmin(np.isfinite(loss)))
-  raise FloatingPointError(
-      f'loss={loss[bad]} in round {first_round + bad + 1}: the parameters have '
-      'diverged. Lower client.learning_rate='
+  if not np.isfinite(loss).all():
+    bad = int(np.argmin(np.isfinite(loss)))
+    raise _diverged(
+        config, f'loss={loss[bad]} in round {first_round + bad + 1}')
+
+
+def _check_parameters(config: Config, best: Best) -> None:
+  # The loss of a round is taken before its step.
+  if not all(np.isfinite(x).all() for x in jax.tree.leaves(
+      (best.item_table, best.shared, best.personal))):
+    raise _diverged(config, f'parameters are not finite in round {best.round}')
+
+
+def _diverged(config: Config, what: str) -> FloatingPointError:
+  return FloatingPointError(
+      f'{what}: training has diverged. Lower client.learning_rate='
       f'{config.client.learning_rate}, client.item_learning_rate='
       f'{config.client.item_learning_rate} or server.learning_rate='
       f'{config.server.learning_rate}.')

@@ -4,6 +4,7 @@ A sampler is a pure function round_index -> client ids: it can be asked for any
 round at any time, so a resumed run draws the cohorts of the uninterrupted one.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -57,10 +58,13 @@ def shuffled(eligible: np.ndarray, size: int, seed: int) -> Sampler:
   """
   rounds_per_epoch = -(-len(eligible) // size)
 
+  @functools.lru_cache(maxsize=1)
+  def order(epoch):
+    return _generator(seed, epoch).permutation(len(eligible))
+
   def sample(round_index):
     epoch, place = divmod(round_index, rounds_per_epoch)
-    order = _generator(seed, epoch).permutation(len(eligible))
-    return eligible[order[place * size:(place + 1) * size]]
+    return eligible[order(epoch)[place * size:(place + 1) * size]]
   return sample
 
 

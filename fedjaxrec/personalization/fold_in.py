@@ -31,7 +31,7 @@ def make_fold_in(
   """Builds fit(personal, item_table, shared) -> personal.
 
   Users with fold-in interactions train on them as in a round, for
-  evaluation.fold_in_epochs rounds, from fresh personal parameters; the item
+  evaluation.fold_in_rounds rounds, from fresh personal parameters; the item
   table is held still and the server keeps nothing of theirs. Other users'
   parameters are returned as they are.
 
@@ -44,7 +44,7 @@ def make_fold_in(
   """
   if not fold_in.num_interactions:
     return lambda personal, item_table, shared: personal
-  epochs = config.evaluation.fold_in_epochs
+  epochs = config.evaluation.fold_in_rounds
   simulation = make_simulation(
       dataclasses.replace(
           config, rounds=epochs, cohort=CohortConfig(size=0),

@@ -31,10 +31,6 @@ class Events:
       self._writer.add_scalar(
           name.replace('@', '_at_'), value, int(step))
 
-  def flush(self) -> None:
-    """Writes what is waiting to disk."""
-    self._writer.flush()
-
   def __enter__(self) -> 'Events':
     return self
 

@@ -201,6 +201,10 @@ def check_workdir(
         raise ValueError(
             f'{name}: {str(parent)!r} is a file, not a directory; choose '
             'another --workdir.')
+      if not os.access(parent, os.W_OK):
+        raise ValueError(
+            f'{name}: {str(parent)!r} may not be written to; choose another '
+            '--workdir.')
       break
   if not workdir.exists():
     return False
@@ -244,7 +248,12 @@ def prepare_workdir(
   """
   workdir = pathlib.Path(workdir)
   resuming = check_workdir(workdir, resume=resume, overwrite=overwrite)
-  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(
+        f'workdir={str(workdir)!r} cannot be made ({error.strerror}); choose '
+        'another --workdir.') from error
   if resuming:
     return True
 

@@ -8,8 +8,12 @@ import optax
 
 
 class GaussianNoiseState(NamedTuple):
-  """The key of the next draw: part of a checkpoint, never used twice."""
-  key: jax.Array
+  """The key of the next draw: part of a checkpoint, never used twice.
+
+  Attributes:
+    key_data: uint32 [...]: a plain array, as checkpoints store it.
+  """
+  key_data: jax.Array
 
 
 def add_gaussian_noise(
@@ -47,15 +51,16 @@ def add_gaussian_noise(
 
   def init(params):
     del params
-    return GaussianNoiseState(key)
+    return GaussianNoiseState(jax.random.key_data(key))
 
   def update(updates, state, params=None):
     del params
-    next_key, draw_key = jax.random.split(state.key)
+    next_key, draw_key = jax.random.split(
+        jax.random.wrap_key_data(state.key_data))
     noisy = jax.tree.map(
         lambda x, k: x + jnp.asarray(noise_stddev, x.dtype)
         * jax.random.normal(k, x.shape, x.dtype),
         updates, optax.tree.split_key_like(draw_key, updates))
-    return noisy, GaussianNoiseState(next_key)
+    return noisy, GaussianNoiseState(jax.random.key_data(next_key))
 
   return optax.GradientTransformation(init, update)

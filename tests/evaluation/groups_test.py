@@ -68,18 +68,9 @@ class TestGroupMetrics:
           np.ones(2), (10,), num_groups=2, bootstrap_samples=100, seed=0)
 
 
-class TestWorstDecile:
-
-  def test_by_hand(self):
-    values = np.random.default_rng(0).permutation(np.arange(11.0))
-    assert groups.worst_decile({'mrr': values}) == {'mrr': 0.5}
-    assert groups.worst_decile({'mrr': np.array([0.3])}) == {'mrr': 0.3}
-
-
 @pytest.mark.parametrize('call, message', [
     (lambda: groups.activity_groups(np.ones(3), 0), 'evaluation.num_groups=0'),
     (lambda: groups.activity_groups(np.empty(0), 2), 'no user'),
-    (lambda: groups.worst_decile({'a': np.empty(0)}), '0 users'),
 ])
 def test_nothing_to_group_is_refused(call, message):
   with pytest.raises(ValueError, match=message):

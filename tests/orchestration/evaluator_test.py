@@ -84,6 +84,31 @@ def test_personalised_is_each_with_its_own_aggregated_all_with_the_mean():
   assert len({mrr(personal), mrr([1] * NUM_USERS), mrr([-1] * NUM_USERS)}) == 3
 
 
+def test_held_out_users_are_fitted_before_they_are_ranked(monkeypatch):
+  """Both times to the parameters that are evaluated."""
+  split = random_split(NUM_USERS, NUM_ITEMS, 4)
+  fits = []
+
+  def make_fold_in(config, fold_in):
+    assert fold_in is split.fold_in
+
+    def fit(personal, item_table, shared):
+      fits.append((personal, item_table, shared))
+      return favourites
+    return fit
+
+  monkeypatch.setattr(evaluator, 'make_fold_in', make_fold_in)
+  evaluate = make(split)
+  parameters = np.full(NUM_USERS, -1, np.float32), ITEMS, np.float32(0)
+  favourites = split.validation.items.astype(np.float32)
+  assert evaluate.validate(*parameters)['mrr'] == 1
+  favourites = split.test.items.astype(np.float32)
+  assert evaluate.test(*parameters)['test']['personalised']['mrr'] == 1
+  for fitted in fits:
+    assert all(a is b for a, b in zip(fitted, parameters))
+  assert len(fits) == 2
+
+
 def test_validation_ranks_the_test_item_and_test_not_the_validation_item():
   """To selection a test item is an item like any other."""
   split = random_split(NUM_USERS, NUM_ITEMS, 4)
@@ -165,7 +190,7 @@ class TestLocalOnly:
       ({'cohort.size': 3}, 2),
       ({'cohort.size': 0}, 6),
       ({'cohort.size': 0, 'rounds': 50}, 20),
-      ({'cohort.size': 3, 'evaluation.local_only_epochs': 33}, 33),
+      ({'cohort.size': 3, 'evaluation.local_only_rounds': 33}, 33),
   ])
   def test_it_trains_as_long_as_a_client_does(self, changes, rounds, asked):
     self.sections(random_split(12, NUM_ITEMS, 4), changes)

@@ -168,7 +168,8 @@ class TestSummary:
         'num_train': split.train.num_interactions,
         'num_validation': split.validation.num_interactions,
         'num_test': split.test.num_interactions,
-        'fingerprint': split.fingerprint}
+        'fingerprint': split.fingerprint,
+        'split_fingerprint': split.split_fingerprint()}
     for name in TIMES:
       assert isinstance(summary.pop(name), float), name
     assert type(summary.pop('selected_round')) is int
@@ -302,7 +303,9 @@ class TestEvaluate:
     before = snapshot(finished.workdir)
     again = experiment.evaluate(finished.workdir, CONFIG.evaluation)
     assert snapshot(finished.workdir) == before
-    assert again.keys() == {'selected_round', 'test', 'controls', 'groups'}
+    assert again.keys() == {
+        'selected_round', 'rounds_done', 'test', 'controls', 'groups'}
+    assert again.pop('rounds_done') == finished.summary['rounds']
     assert again == {name: finished.summary[name] for name in again}
 
   def test_other_cutoffs_are_of_the_same_round(self, finished):
@@ -559,7 +562,8 @@ def test_a_run_that_diverges_says_so_and_what_to_do(tmp_path, capsys):
   config = make_config({
       'client.learning_rate': 1e30, 'client.item_learning_rate': 1e30})
   with pytest.raises(FloatingPointError, match=(
-      r'loss=(inf|nan) in round \d: .*Lower client\.learning_rate=1e\+30')):
+      r'(loss=(inf|nan)|parameters are not finite) in round \d: .*'
+      r'Lower client\.learning_rate=1e\+30')):
     experiment.train(config, tmp_path / 'run', progress=False)
   assert not (tmp_path / 'run' / 'summary.json').exists()
   # From the command line: one line and the exit code 1, also when continued.

@@ -33,7 +33,8 @@ def test_the_data_is_counted_in_all_parts():
   assert described == {
       'name': 'synthetic', 'num_users': 5, 'num_items': 30,
       'num_interactions': 30, 'num_train': 20, 'num_validation': 5,
-      'num_test': 5, 'split': 'leave_one_out', 'fingerprint': 'random 0'}
+      'num_test': 5, 'split': 'leave_one_out', 'fingerprint': 'random 0',
+      'split_fingerprint': split.split_fingerprint()}
   assert {type(value) for value in described.values()} == {int, str}
 
 

@@ -27,7 +27,6 @@ def test_numbers_are_written_at_their_round_and_groups_by_name(tmp_path):
   with events.open_events(tmp_path) as writer:
     writer.write({'round': 3, 'loss': 0.5, 'note': 'no number', 'none': None,
                   'validation': {'ndcg@10': 0.25}})
-    writer.flush()
   scalars, purged = read(tmp_path)
   assert scalars == [(3, 'loss', 0.5), (3, 'validation/ndcg_at_10', 0.25)]
   assert not purged
