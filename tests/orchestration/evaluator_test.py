@@ -196,6 +196,36 @@ class TestLocalOnly:
     self.sections(random_split(12, NUM_ITEMS, 4), changes)
     assert asked[-1].rounds == rounds
 
+  def test_its_sample_is_asked_about_the_same_candidates(
+      self, asked, monkeypatch):
+    """With drawn negatives, a row of the table is comparable with the next."""
+    split = random_split(12, 130, 4)
+    candidates = {}
+    real = evaluator.make_ranker
+
+    def make_ranker(score_fn, targets, *args, negatives=None, **kwargs):
+      if targets.items.tolist() != split.validation.items.tolist():
+        candidates.setdefault(score_fn, (targets.user_ids, negatives))
+      return real(score_fn, targets, *args, negatives=negatives, **kwargs)
+
+    monkeypatch.setattr(evaluator, 'make_ranker', make_ranker)
+    monkeypatch.setattr(evaluator, '_LOCAL_ONLY_CLIENTS', 5)
+    monkeypatch.setattr(controls, 'train_local_only', lambda *args: np.zeros(
+        (5, 130), np.float32))
+    make(split, {'evaluation.local_only': True,
+                 'evaluation.protocol': 'sampled-99'}, self.simulate(12)).test(
+        np.zeros(12, np.float32), np.arange(130, dtype=np.float32),
+        np.float32(0))
+    everybody, whole = candidates[score]
+    assert whole.shape == (12, 99) and everybody.tolist() == list(range(12))
+    for row, seen in zip(whole, split.train.items.reshape(12, 4)):
+      assert len(set(row)) == 99 and not set(row) & set(seen)
+    users, sampled = candidates[controls.score_from_matrix]
+    assert len(users) == 5
+    np.testing.assert_array_equal(sampled, whole[users])
+    _, popular = candidates[controls.score_popularity]
+    np.testing.assert_array_equal(popular, whole)
+
   def test_nobody_to_ask(self, asked):
     split = random_split(NUM_USERS, NUM_ITEMS, 4)
     asked_users = split.test.users >= 3

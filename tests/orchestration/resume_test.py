@@ -188,6 +188,13 @@ def test_it_goes_on_with_other_blocks_or_devices(
   assert summary['communication'] == old['communication']
 
 
+def test_the_data_may_have_been_moved(copy, whole):
+  """Where it lies is free: what it is, is in the checkpoint."""
+  resume(copy, make_config({
+      'data.cache_dir': 'elsewhere', 'data.path': 'elsewhere'}))
+  assert_same_run(copy, whole)
+
+
 class TestRefused:
 
   # One field of every part of the config that the results depend on.

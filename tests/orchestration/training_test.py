@@ -170,6 +170,43 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_its_round(bad, when):
   assert seen == [r for r in (2, 4) if r < when]
 
 
+class LastStep(Rounds):
+  """Its parameters are infinite from a round on whose loss was still finite."""
+
+  def __init__(self, config, bad_from):
+    self.bad_from = bad_from
+    super().__init__(config)
+
+  def make_state(self, r):
+    state = super().make_state(r)
+    bad = np.float32(np.inf if r >= self.bad_from else r)
+    return state._replace(personal={'user': np.full((1, 3), bad)})
+
+
+@pytest.mark.parametrize(('bad_from', 'named'), [(2, 2), (3, 4), (6, 6)])
+def test_parameters_that_are_no_numbers_are_not_validated(bad_from, named):
+  """A round's loss is taken before its step: they are looked at themselves."""
+  config = make_config()
+  with pytest.raises(FloatingPointError) as error:
+    run(config, LastStep(config, bad_from))
+  assert str(error.value).startswith(
+      f'parameters are not finite in round {named}: ')
+  assert 'client.learning_rate=0.3' in str(error.value)
+
+
+@pytest.mark.parametrize('bad_from', [6, 7])
+def test_parameters_that_are_no_numbers_are_not_tested(bad_from):
+  """Also where there is no validation set at which to notice."""
+  config = make_config()
+  rounds = LastStep(config, bad_from)
+  stops, _ = run(config, rounds, Evaluator(None, lambda *_: {}))
+  if bad_from > 6:  # Positive control.
+    assert training.selected(config, rounds, stops[-1]).round == 6
+    return
+  with pytest.raises(FloatingPointError, match='not finite in round 6'):
+    training.selected(config, rounds, stops[-1])
+
+
 def test_a_call_of_no_rounds_compiles_and_changes_nothing():
   config = make_config()
   rounds = Rounds(config)
