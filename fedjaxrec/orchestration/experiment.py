@@ -80,10 +80,11 @@ def train(
     _check_same_run(config, workdir)
   run = _build(config)
   run_directory.prepare_workdir(workdir, resume=resume, overwrite=overwrite)
-  run_directory.write_json(
-      workdir / run_directory.CONFIG, config_lib.to_dict(config))
   with contextlib.closing(_open_store(run, workdir)) as store:
     start = _restore(run, store) if resuming else None
+    # Now that nothing more is refused, and before anything else is written.
+    run_directory.write_json(
+        workdir / run_directory.CONFIG, config_lib.to_dict(config))
     start = start or training.start_afresh(run.simulation)
     run_directory.truncate_metrics(workdir, start.round)
     start, compile_s = training.compile_rounds(run.simulation, start)
