@@ -38,7 +38,7 @@ def describe_machine() -> dict[str, Any]:
 def print_row(**row: Any) -> dict[str, Any]:
   """Prints one row as one JSON object on one line, and returns it."""
   plain = {
-      key: round(float(value), 6) if isinstance(
+      key: float(f'{value:.6g}') if isinstance(
           value, (float, np.floating)) else value
       for key, value in row.items()}
   print(json.dumps(plain), flush=True)
