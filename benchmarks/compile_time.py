@@ -23,14 +23,9 @@ _SAMPLER = flags.DEFINE_string('sampler', 'poisson', 'Varies the cohort.')
 def main(_):
   """One row."""
   harness.print_row(machine=harness.describe_machine())
-  rng = np.random.default_rng(0)
-  counts = np.clip(np.exp(rng.normal(4.16, 1.0, 943)), 18, 735).astype(int)
-  offsets = np.concatenate([[0], np.cumsum(counts)])
-  items = np.concatenate(
-      [np.sort(rng.choice(1682, n, replace=False)) for n in counts])
   simulation = make_simulation(
-      Config(cohort=CohortConfig(size=150, sampler=_SAMPLER.value)), offsets,
-      items.astype(np.int32), np.ones(len(items), np.float32), 1682)
+      Config(cohort=CohortConfig(size=150, sampler=_SAMPLER.value)),
+      *harness.make_long_tailed_population(), 1682)
   state = jax.block_until_ready(simulation.init())
   begin, begin_cpu = time.perf_counter(), time.process_time()
   state, _ = simulation.run(state, 0, 0)

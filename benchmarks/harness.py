@@ -118,3 +118,24 @@ def make_population(
   offsets = np.arange(num_clients + 1, dtype=np.int64) * history
   labels = rng.integers(1, 6, num_clients * history, np.int8)
   return offsets, items.reshape(-1), labels.astype(np.float32)
+
+
+def make_long_tailed_population(
+    counts: np.ndarray | None = None, num_items: int = 1682
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Clients of very different sizes, with uniform items and ratings of 1.
+
+  Args:
+    counts: int [num_clients]: their sizes; None: log-normal, of ML-100K's shape.
+    num_items: Items in the catalogue.
+
+  Returns:
+    offsets int64 [num_clients + 1], items int32, labels float32.
+  """
+  rng = np.random.default_rng(0)
+  if counts is None:
+    counts = np.clip(np.exp(rng.normal(4.16, 1.0, 943)), 18, 735).astype(int)
+  items = np.concatenate(
+      [np.sort(rng.choice(num_items, n, replace=False)) for n in counts])
+  offsets = np.concatenate([[0], np.cumsum(counts)])
+  return offsets, items.astype(np.int32), np.ones(len(items), np.float32)

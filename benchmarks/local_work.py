@@ -38,23 +38,12 @@ _REPEATS = flags.DEFINE_integer('repeats', 7, 'Timed calls of each.')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Rounds in a call.')
 
 
-def make_clients() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Clients of the sizes asked for, with uniform items."""
-  rng = np.random.default_rng(0)
-  if _COUNTS.value:
-    counts = np.loadtxt(_COUNTS.value, dtype=np.int64)
-  else:
-    counts = np.clip(np.exp(rng.normal(4.16, 1.0, 943)), 18, 735).astype(int)
-  items = np.concatenate([
-      np.sort(rng.choice(_ITEMS.value, n, replace=False)) for n in counts])
-  offsets = np.concatenate([[0], np.cumsum(counts)])
-  return offsets, items.astype(np.int32), np.ones(len(items), np.float32)
-
-
 def main(_):
   """One row a block size and number of classes."""
   harness.print_row(machine=harness.describe_machine())
-  clients = make_clients()
+  counts = (np.loadtxt(_COUNTS.value, dtype=np.int64) if _COUNTS.value
+            else None)
+  clients = harness.make_long_tailed_population(counts, _ITEMS.value)
   calls = {}
   for block in map(int, _BLOCKS.value):
     for classes in map(int, _CLASSES.value):

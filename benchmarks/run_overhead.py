@@ -23,14 +23,9 @@ _ROUNDS = flags.DEFINE_integer('rounds', 500, 'Rounds of the run.')
 def main(_):
   """One row."""
   harness.print_row(machine=harness.describe_machine())
-  rng = np.random.default_rng(0)
-  counts = np.clip(np.exp(rng.normal(4.16, 1.0, 943)), 18, 735).astype(int)
-  offsets = np.concatenate([[0], np.cumsum(counts)])
-  items = np.concatenate(
-      [np.sort(rng.choice(1682, n, replace=False)) for n in counts])
   simulation = make_simulation(
-      Config(rounds=_ROUNDS.value), offsets, items.astype(np.int32),
-      np.ones(len(items), np.float32), 1682)
+      Config(rounds=_ROUNDS.value), *harness.make_long_tailed_population(),
+      1682)
   state, _ = simulation.run(simulation.init(), 0, 0)
   jax.block_until_ready(state)
   in_rounds, losses = 0.0, []
