@@ -126,7 +126,7 @@ def make_long_tailed_population(
   """Clients of very different sizes, with uniform items and ratings of 1.
 
   Args:
-    counts: int [num_clients]: their sizes; None: log-normal, of ML-100K's shape.
+    counts: int [num_clients]: their sizes; None: log-normal, like ML-100K.
     num_items: Items in the catalogue.
 
   Returns:
