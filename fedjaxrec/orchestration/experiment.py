@@ -59,7 +59,8 @@ def train(
     config: The run.
     workdir: The run directory; made where it is missing.
     resume: Continue the run in workdir, bit for bit, from its last checkpoint;
-      where there is none, begin it.
+      where there is none, begin it. In the summary, wall_s and compile_s are of
+      this call, train_s of the whole run.
     overwrite: Replace the run in workdir.
     progress: Show a progress bar and print the table of results.
 

@@ -168,4 +168,4 @@ def _diverged(config: Config, what: str) -> FloatingPointError:
       f'{what}: training has diverged. Lower client.learning_rate='
       f'{config.client.learning_rate}, client.item_learning_rate='
       f'{config.client.item_learning_rate} or server.learning_rate='
-      f'{config.server.learning_rate}.')
+      f'{config.server.learning_rate}, and start again with --overwrite.')
