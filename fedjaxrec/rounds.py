@@ -17,6 +17,7 @@ from fedjaxrec.population import Client, gather_clients
 from fedjaxrec.server import Server, ServerState, Sum
 
 PyTree = Any
+ClientTransform = Callable[[jax.Array], optax.GradientTransformation]
 
 
 class RoundMetrics(NamedTuple):
@@ -56,7 +57,7 @@ class Algorithm(NamedTuple):
   init_personal: Callable[[jax.Array], PyTree]
   draw: Callable[[Client, jax.Array], Any]
   client_update: Callable[..., tuple[Contribution, PyTree]]
-  client_transform: Callable[[jax.Array], optax.GradientTransformation] | None
+  client_transform: ClientTransform | None
   server: Server
   learning_rate_scale: Callable[[jax.Array], jax.Array]
   weight_by_examples: bool

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 
 from fedjaxrec import parallel, population, rounds
-from fedjaxrec.algorithms.fedavg import ClientTransform
 from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.registry import build_recommender
@@ -24,7 +23,7 @@ from fedjaxrec.participation.plan import (
     make_planner,
 )
 from fedjaxrec.participation.samplers import Sampler, build_sampler
-from fedjaxrec.rounds import Algorithm, RoundMetrics
+from fedjaxrec.rounds import Algorithm, ClientTransform, RoundMetrics
 from fedjaxrec.server import ServerState
 
 PyTree = Any

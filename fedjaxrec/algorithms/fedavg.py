@@ -4,9 +4,6 @@ FedProx is `client.proximal_mu`; FedAvgM, FedAdagrad, FedAdam and FedYogi are
 `server.optimizer`.
 """
 
-from collections.abc import Callable
-
-import jax
 import optax
 
 from fedjaxrec.config import Config
@@ -15,10 +12,8 @@ from fedjaxrec.local_training import make_local_training
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.objectives import OBJECTIVES
 from fedjaxrec.optimizers import build_optimizer, make_schedule
-from fedjaxrec.rounds import Algorithm
+from fedjaxrec.rounds import Algorithm, ClientTransform
 from fedjaxrec.server import make_server
-
-ClientTransform = Callable[[jax.Array], optax.GradientTransformation]
 
 
 def make_fedavg(
@@ -58,7 +53,6 @@ def make_fedavg(
       make_schedule(server.schedule, server.final_fraction, config.rounds),
       row_normalization=server.row_normalization, lazy_rows=server.lazy_rows,
       transform=server_transform)
-
   return Algorithm(
       init_server=lambda key: steps.init(*recommender.init_server(key)),
       init_personal=recommender.init_personal,
