@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import custom_batching
 
 from fedjaxrec.examples import Examples
 from fedjaxrec.objectives import Objective
@@ -61,6 +62,29 @@ class _Carry(NamedTuple):
   num_examples: jax.Array
 
 
+@custom_batching.custom_vmap
+def most(counts: jax.Array) -> jax.Array:
+  """The largest of some counts: the trip count of a loop that all share.
+
+  Under `jax.vmap` (several runs side by side) it is the largest of all lanes,
+  and no batch of numbers: a loop with a trip count for each lane would copy its
+  whole carry at every turn. So a loop up to `most` may turn more often than a
+  lane needs, and must leave alone who has finished.
+  """
+  return counts.max()
+
+
+@most.def_vmap
+def _most_of_all(axis_size, is_batched, counts):
+  del axis_size, is_batched
+  return most(counts.reshape(-1)), False
+
+
+def is_off(scalar: float | jax.Array) -> bool:
+  """Whether a scalar is known to be 0, before tracing; a traced one is not."""
+  return isinstance(scalar, (int, float)) and scalar == 0
+
+
 def num_steps(
     num_examples: jax.Array, batch_size: int, epochs: int, steps: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -106,8 +130,8 @@ def make_local_training(
     batch_size: Interactions in a batch; negatives come on top.
     epochs: Passes over the interactions.
     steps: Steps in the round; 0: as many as the epochs need.
-    l2: Weight of the squared norms.
-    proximal_mu: FedProx's mu.
+    l2: Weight of the squared norms; may be traced.
+    proximal_mu: FedProx's mu; may be traced.
 
   Returns:
     train(view, examples, num_examples) -> (Contribution, personal); leaves of
@@ -121,7 +145,7 @@ def make_local_training(
   """
   has_state = bool(jax.tree.leaves(
       jax.eval_shape(item_optimizer.init, jnp.zeros(1))))
-  touched_only = not has_state and proximal_mu == 0
+  touched_only = not has_state and is_off(proximal_mu)
   # Each slot is read once: its row then makes room for its delta, in place.
   in_place = touched_only and epochs == 1 and not steps
 
@@ -134,7 +158,7 @@ def make_local_training(
     scores = score(personal, flat, shared).reshape(used.shape)
     loss_sum, count = objective(scores, labels, used)
     loss = loss_sum / jnp.maximum(count, 1)
-    if l2:
+    if not is_off(l2):
       loss += l2 * (square(dense)
                     + square(rows) / jnp.maximum(used.sum(), 1))
     return loss, (loss_sum, count.astype(jnp.float32))
@@ -186,7 +210,7 @@ def make_local_training(
       used = cut(examples.used, start) & active[:, None, None]
       (row_gradient, dense_gradient), (loss_sum, count) = gradient(
           rows, carry.dense, cut(examples.labels, start), used)
-      if proximal_mu:
+      if not is_off(proximal_mu):
         pull = optax.tree.sub(carry.dense[1], view.shared)
         dense_gradient = (dense_gradient[0], optax.tree.add_scale(
             dense_gradient[1], proximal_mu, pull))
@@ -218,14 +242,14 @@ def make_local_training(
 
     def epoch(e, carry):
       return jax.lax.fori_loop(
-          0, batches.max(),
+          0, most(batches),
           lambda b, inner: step(e * batches + b, b, inner), carry)
 
     delta = view.item_rows if in_place else jax.tree.map(
         jnp.zeros_like, view.item_rows)
     dense = (view.personal, view.shared)
     zero = jnp.zeros(block)
-    carry = jax.lax.fori_loop(0, passes.max(), epoch, _Carry(
+    carry = jax.lax.fori_loop(0, most(passes), epoch, _Carry(
         delta, dense, init_item(delta), init_dense(dense), zero, zero,
         zero.astype(jnp.int32)))
     personal, shared = carry.dense
