@@ -45,6 +45,16 @@ class Client(NamedTuple):
   labels: Array
 
 
+class ByItem(NamedTuple):
+  """What a client keeps for each item, in its personal parameters.
+
+  Attributes:
+    rows: Leaves [num_items, ...] of one client. In a round only the touched
+      rows are read and written: [*rows.shape, ...].
+  """
+  rows: PyTree
+
+
 def place_clients(
     offsets: np.ndarray, items: np.ndarray, labels: np.ndarray,
     num_devices: int = 1
@@ -128,6 +138,47 @@ def gather_clients(
       client_id, count,
       jnp.where(mine, data.items.at[place].get(mode='clip'), num_items),
       jnp.where(mine, data.labels.at[place].get(mode='clip'), 0.0))
+
+
+def _is_by_item(x: Any) -> bool:
+  return isinstance(x, ByItem)
+
+
+def gather_personal(
+    personal: PyTree, members: jax.Array, rows: jax.Array
+) -> PyTree:
+  """Reads a block's own parameters, and of a `ByItem` the touched rows.
+
+  Args:
+    personal: Leaves [clients, ...]; in a ByItem [clients, num_items, ...].
+    members: int32 [B]; one past the end is a padding client.
+    rows: int32 [B, ...]; num_items where a slot is unused.
+
+  Returns:
+    Leaves [B, ...]; in a ByItem [*rows.shape, ...], zeros in unused slots.
+  """
+  def gather(x):
+    if _is_by_item(x):
+      who = members.reshape(-1, *[1] * (rows.ndim - 1))
+      return jax.tree.map(
+          lambda leaf: leaf.at[who, rows].get(mode='fill', fill_value=0), x)
+    return x.at[members].get(mode='clip')
+
+  return jax.tree.map(gather, personal, is_leaf=_is_by_item)
+
+
+def scatter_personal(
+    personal: PyTree, members: jax.Array, rows: jax.Array, new: PyTree
+) -> PyTree:
+  """Undoes `gather_personal`; what is padding or unused goes nowhere."""
+  def scatter(x, part):
+    if _is_by_item(x):
+      who = members.reshape(-1, *[1] * (rows.ndim - 1))
+      return jax.tree.map(
+          lambda leaf, mine: leaf.at[who, rows].set(mine, mode='drop'), x, part)
+    return x.at[members].set(part, mode='drop')
+
+  return jax.tree.map(scatter, personal, new, is_leaf=_is_by_item)
 
 
 def make_init_personal(

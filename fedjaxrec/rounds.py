@@ -10,14 +10,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjaxrec.local_training import Contribution, View
-from fedjaxrec.population import Client, gather_clients
+from fedjaxrec.population import (
+    ByItem,
+    Client,
+    gather_clients,
+    gather_personal,
+    scatter_personal,
+)
 from fedjaxrec.server import Server, ServerState, Sum
+from fedjaxrec.uplink import PLAIN, Uplink, send
 
 PyTree = Any
-ClientTransform = Callable[[jax.Array], optax.GradientTransformation]
 
 
 class RoundMetrics(NamedTuple):
@@ -28,10 +33,12 @@ class RoundMetrics(NamedTuple):
     reported: int32: clients whose delta was counted.
     num_examples: float32: scores trained on, negatives and epochs included;
       exact up to 2^24.
+    rejected: int32: clients whose delta was not finite and did not count.
   """
   loss: jax.Array
   reported: jax.Array
   num_examples: jax.Array
+  rejected: jax.Array
 
 
 class Algorithm(NamedTuple):
@@ -39,29 +46,46 @@ class Algorithm(NamedTuple):
 
   Attributes:
     init_server: key -> ServerState.
-    init_personal: key -> one client's personal parameters.
+    init_personal: key -> what one client keeps; leaves of a `ByItem` have the
+      leading axis [num_items].
     draw: (Client, key) -> examples; examples.rows (int32, any shape [...], with
       num_items for unused slots) are the item rows that the client touches.
     client_update: (View, examples, num_examples) -> (Contribution, personal),
       for a block of clients; leaves of View.item_rows are [B, *rows.shape,
-      ...].
-    client_transform: key -> Optax transform of one client's delta, the pair
-      (item rows, shared); None for none. Unused slots are zeros before it.
+      ...], and so are those of a `ByItem` in personal.
     server: The server's step.
     learning_rate_scale: round_index -> the clients' factor.
     weight_by_examples: Whether a client's weight is its number of interactions;
       otherwise 1.
     score: The recommender's score, for evaluation.
+    broadcast: ServerState -> what every client downloads whole.
+    empty_contribution: ServerState -> zeros of what the cohort sums up to:
+      (item leaves [num_items, ...], whole leaves).
   """
   init_server: Callable[[jax.Array], ServerState]
   init_personal: Callable[[jax.Array], PyTree]
   draw: Callable[[Client, jax.Array], Any]
   client_update: Callable[..., tuple[Contribution, PyTree]]
-  client_transform: ClientTransform | None
   server: Server
   learning_rate_scale: Callable[[jax.Array], jax.Array]
   weight_by_examples: bool
   score: Callable[[PyTree, PyTree, PyTree], jax.Array]
+  broadcast: Callable[[ServerState], PyTree] = lambda server: server.shared
+  empty_contribution: Callable[[ServerState], tuple[PyTree, PyTree]] = (
+      lambda server: jax.tree.map(
+          lambda x: jnp.zeros(x.shape, jnp.float32),
+          (server.item_table, server.shared)))
+
+
+class WithMemory(NamedTuple):
+  """What a client keeps where its uplink has a memory.
+
+  Attributes:
+    personal: As the algorithm has it.
+    memory: (ByItem of item leaves, shared leaves): what was not sent yet.
+  """
+  personal: PyTree
+  memory: tuple[ByItem, PyTree]
 
 
 class Round(NamedTuple):
@@ -73,9 +97,19 @@ class Round(NamedTuple):
       (server, personal, total, RoundMetrics), where total is an empty sum,
       personal, data and the plan's round are this device's own, and the
       server's state is the same on all devices.
+    upload: (server, personal, data, (local_index, num_blocks), key) ->
+      (personal, messages, reported, RoundMetrics): the first half of a step, up
+      to the sum, for a sum that is not taken here: messages are the encoded
+      deltas, leaves [places, ...] of uint32, item leaves with every row, and
+      reported (bool [places]) says which of the plan's places sent one. Needs a
+      single device and a dense codec.
+    finish: (server, delta, reported) -> server: the other half; delta is the
+      sum of messages, reported their number, float32 [].
   """
   empty_sum: Callable[[ServerState], Sum]
   step: Callable[..., tuple[ServerState, PyTree, Sum, RoundMetrics]]
+  upload: Callable[..., Any] | None = None
+  finish: Callable[..., ServerState] | None = None
 
 
 def make_round(
@@ -86,6 +120,7 @@ def make_round(
     num_devices: int = 1,
     axis_name: str | None = None,
     visit_touched_rows: bool = False,
+    uplink: Uplink = PLAIN,
 ) -> Round:
   """Builds one round.
 
@@ -100,6 +135,7 @@ def make_round(
       a second walk over its blocks, and not the whole table: for catalogues
       that are large beside the cohort. Same numbers. Needs a single device and
       a server whose untouched rows stand still.
+    uplink: What happens to a delta on its way to the sum.
 
   Returns:
     The round. Memory: one sum of the item table, and B clients' slots; time:
@@ -111,29 +147,41 @@ def make_round(
   """
   server_side = algorithm.server
   if visit_touched_rows and (
-      axis_name is not None or not server_side.rows_stand_still):
+      axis_name is not None or not server_side.rows_stand_still
+      or uplink.codec is not None):
     raise ValueError(
         f'visit_touched_rows=True with axis_name={axis_name!r}: it needs one '
-        'device, and a server that leaves untouched rows alone (sgd, or '
-        'server.lazy_rows, and no transform of the sum).')
+        'device, sums of floats, and a server that leaves untouched rows alone '
+        '(sgd, or server.lazy_rows, and no transform of the sum).')
 
-  if algorithm.client_transform is not None and algorithm.weight_by_examples:
+  if not uplink.is_plain and algorithm.weight_by_examples:
     raise ValueError(
         "cohort.weighting='examples' with a transform of the clients' deltas: "
         'the weight would undo its bound; use cohort.weighting=equal.')
 
   def empty_sum(server):
-    table, shared = jax.tree.map(
-        jnp.zeros_like, (server.item_table, server.shared))
+    table, shared = algorithm.empty_contribution(server)
+    if uplink.codec is not None:
+      table, shared = jax.tree.map(
+          lambda x: jnp.zeros(x.shape, jnp.uint32), (table, shared))
     rows = num_items if server_side.needs_row_weight else 0
-    return Sum(table, shared, jnp.zeros(rows), jnp.float32(0))
+    return Sum(table, shared, jnp.zeros(rows), jnp.float32(0),
+               empty_reports(server))
 
-  def step(server, personal, total, data, plan, key):
-    local_index, num_blocks = plan
-    round_key = jax.random.fold_in(key, server.round_index)
+  def empty_reports(server):
+    if uplink.transform is None:
+      return ()
+    def report(key):
+      delta = algorithm.empty_contribution(server)
+      transform = uplink.transform(key, server.transform_state)
+      return uplink.report(transform.init(delta))
+    return jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.float32),
+        jax.eval_shape(report, jax.random.key(0)))
+
+  def make_reader(start, data, key):
+    round_key = jax.random.fold_in(key, start.round_index)
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
-    learning_rate_scale = algorithm.learning_rate_scale(server.round_index)
-    start = server
 
     def read_block(capacity, members):
       """A block's clients, their keys, and what they train on."""
@@ -144,38 +192,109 @@ def make_round(
       keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(client_id)
       return clients, keys, jax.vmap(algorithm.draw)(clients, keys)
 
-    def train_block(capacity, members, carry):
-      total, personal, metrics = carry
+    return read_block
+
+  def make_trainer(start, read_block):
+    """Builds train(capacity, members, personal) -> what the block sends."""
+    learning_rate_scale = algorithm.learning_rate_scale(start.round_index)
+    whole = algorithm.broadcast(start)
+
+    def train(capacity, members, personal):
       clients, keys, examples = read_block(capacity, members)
+      rows = examples.rows
       view = View(
           jax.tree.map(
-              lambda x: x.at[examples.rows].get(mode='fill', fill_value=0),
-              start.item_table),
+              lambda x: x.at[rows].get(mode='fill', fill_value=0).astype(
+                  jnp.float32), start.item_table),
           jax.tree.map(
-              lambda x: jnp.broadcast_to(x, (len(members), *x.shape)),
-              start.shared),
-          jax.tree.map(lambda x: x.at[members].get(mode='clip'), personal),
+              lambda x: jnp.broadcast_to(x, (len(members), *x.shape)), whole),
+          gather_personal(
+              personal.personal if uplink.has_memory else personal,
+              members, rows),
           learning_rate_scale)
       contribution, own = algorithm.client_update(
           view, examples, clients.num_examples)
       delta = (contribution.item_rows, contribution.shared)
-      if algorithm.client_transform is not None:
-        delta = jax.vmap(_transform, (None, 0, 0))(
-            algorithm.client_transform, delta, keys)
       weight = clients.num_examples.astype(jnp.float32)
       if not algorithm.weight_by_examples:
         weight = (weight > 0).astype(jnp.float32)
+      loss = (contribution.loss_sum, contribution.loss_count)
+      rejected = jnp.int32(0)
+      reports: PyTree = ()
+      if uplink.is_plain:
+        rows_sent = rows
+      else:
+        trained = weight > 0
+        used = (rows < num_items) & trained.reshape(-1, *[1] * (rows.ndim - 1))
+        if uplink.open_rows is not None:
+          used &= uplink.open_rows.at[rows].get(mode='clip')
+        rows_sent = rows
+        if uplink.is_dense:
+          delta = (_spread(delta[0], rows, num_items), delta[1])
+          rows_sent = jnp.broadcast_to(
+              jnp.arange(num_items, dtype=jnp.int32), (len(members), num_items))
+          used = jnp.broadcast_to(
+              trained[:, None] if uplink.open_rows is None
+              else trained[:, None] & uplink.open_rows, rows_sent.shape)
+        memory: PyTree = ()
+        if uplink.has_memory:
+          held = gather_personal(personal.memory, members, rows_sent)
+          memory = (held[0].rows, held[1])
+        sent = jax.vmap(
+            lambda *args: send(uplink, *args[:3], start.transform_state,
+                               args[3]))(delta, used, memory, keys)
+        delta = sent.delta
+        rejected = (trained & ~sent.accepted).sum(dtype=jnp.int32)
+        counts = trained & sent.accepted
+        weight = jnp.where(counts, weight, 0)
+        loss = jax.tree.map(lambda x: jnp.where(sent.accepted, x, 0), loss)
+        reports = jax.tree.map(
+            lambda x: jnp.where(counts, x.astype(jnp.float32), 0).sum(0),
+            sent.reports)
+        # A client that is rejected has learnt nothing worth keeping.
+        own = jax.tree.map(
+            lambda new, old: jnp.where(
+                sent.accepted.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+            own, view.personal)
+        # A padding client sends nothing, whatever a transform made of it.
+        delta = jax.tree.map(
+            lambda x: jnp.where(
+                counts.reshape(-1, *[1] * (x.ndim - 1)), x,
+                jnp.zeros((), x.dtype)), delta)
+        if uplink.has_memory:
+          own = WithMemory(own, (ByItem(sent.memory[0]), sent.memory[1]))
+      if uplink.has_memory:
+        personal = WithMemory(
+            scatter_personal(personal.personal, members, rows, own.personal),
+            scatter_personal(personal.memory, members, rows_sent, own.memory))
+      else:
+        personal = scatter_personal(personal, members, rows, own)
+      metrics = (
+          loss[0].sum(), loss[1].sum(), (weight > 0).sum(dtype=jnp.int32),
+          contribution.num_examples.sum().astype(jnp.float32), rejected)
+      return rows_sent, delta, weight, reports, personal, metrics
+
+    return train
+
+  nothing = (jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.float32(0),
+             jnp.int32(0))
+
+  def step(server, personal, total, data, plan, key):
+    local_index, num_blocks = plan
+    read_block = make_reader(server, data, key)
+    train = make_trainer(server, read_block)
+
+    def train_block(capacity, members, carry):
+      total, personal, metrics = carry
+      rows, delta, weight, reports, personal, measured = train(
+          capacity, members, personal)
       # Equal weights are no pass over the deltas: a padding client's rows are
-      # dropped, and its other deltas are zero, unless a transform made them.
-      weighted = algorithm.weight_by_examples or (
-          algorithm.client_transform is not None)
-      total = _add_block(total, examples.rows, *delta, weight, weighted)
-      personal = jax.tree.map(
-          lambda x, new: x.at[members].set(new, mode='drop'), personal, own)
-      return total, personal, jax.tree.map(jnp.add, metrics, (
-          contribution.loss_sum.sum(), contribution.loss_count.sum(),
-          (weight > 0).sum(dtype=jnp.int32),
-          contribution.num_examples.sum().astype(jnp.float32)))
+      # dropped, and its other deltas are zero.
+      total = _add_block(
+          total, rows, *delta, weight, algorithm.weight_by_examples)
+      total = total._replace(
+          reports=jax.tree.map(jnp.add, total.reports, reports))
+      return total, personal, jax.tree.map(jnp.add, metrics, measured)
 
     def visit_block(capacity, members, carry):
       server, total = carry
@@ -204,7 +323,6 @@ def make_round(
             carry)
       return carry
 
-    nothing = (jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.float32(0))
     total, personal, metrics = for_each_block(
         train_block, (total, personal, nothing))
     if axis_name is not None:
@@ -214,21 +332,77 @@ def make_round(
       server = server_side.update_rest(server, total)
       total = total._replace(
           shared=jax.tree.map(jnp.zeros_like, total.shared),
-          weight=jnp.zeros_like(total.weight))
+          weight=jnp.zeros_like(total.weight),
+          reports=jax.tree.map(jnp.zeros_like, total.reports))
     else:
-      server = server_side.update(server, total)
+      server = server_side.update(server, decode(total, key, server))
       total = jax.tree.map(jnp.zeros_like, total)
-    loss_sum, loss_count, reported, num_examples = metrics
-    return server, personal, total, RoundMetrics(
-        loss_sum / jnp.maximum(loss_count, 1), reported, num_examples)
+    return server, personal, total, collect(metrics)
 
-  return Round(empty_sum, step)
+  def decode(total, key, server):
+    if uplink.codec is None:
+      return total
+    round_key = jax.random.fold_in(key, server.round_index)
+    table, shared = uplink.codec.decode(
+        (total.item_table, total.shared),
+        jax.random.fold_in(round_key, num_clients), total.weight)
+    return total._replace(item_table=table, shared=shared)
+
+  def collect(metrics):
+    loss_sum, loss_count, reported, num_examples, rejected = metrics
+    return RoundMetrics(
+        loss_sum / jnp.maximum(loss_count, 1), reported, num_examples, rejected)
+
+  def upload(server, personal, data, plan, key):
+    local_index, num_blocks = plan
+    train = make_trainer(server, make_reader(server, data, key))
+    messages = jax.tree.map(
+        lambda x: jnp.zeros(
+            (sum(m.shape[0] * m.shape[1] for m in local_index), *x.shape),
+            jnp.uint32), algorithm.empty_contribution(server))
+    first = 0
+    carry = (messages, jnp.zeros(len(jax.tree.leaves(messages)[0]), bool),
+             personal, nothing)
+    for index, capacity in enumerate(capacities):
+      block_size = local_index[index].shape[1]
+
+      def one_block(b, carry, index=index, capacity=capacity, first=first,
+                    block_size=block_size):
+        messages, reported, personal, metrics = carry
+        rows, delta, weight, _, personal, measured = train(
+            capacity, local_index[index][b], personal)
+        dense = delta if uplink.is_dense else (
+            _spread(delta[0], rows, num_items), delta[1])
+        place = first + b * block_size
+        messages = jax.tree.map(
+            lambda x, part: jax.lax.dynamic_update_slice_in_dim(
+                x, part, place, 0), messages, dense)
+        return (messages, jax.lax.dynamic_update_slice_in_dim(
+            reported, weight > 0, place, 0), personal,
+                jax.tree.map(jnp.add, metrics, measured))
+
+      carry = jax.lax.fori_loop(0, num_blocks[index], one_block, carry)
+      first += local_index[index].shape[0] * block_size
+    messages, reported, personal, metrics = carry
+    return personal, messages, reported, collect(metrics)
+
+  def finish(server, delta, reported, key):
+    total = empty_sum(server)._replace(
+        item_table=delta[0], shared=delta[1], weight=reported)
+    return server_side.update(server, decode(total, key, server))
+
+  hosted = axis_name is None and uplink.codec is not None
+  return Round(
+      empty_sum, step, upload if hosted else None, finish if hosted else None)
 
 
-def _transform(make_transform, delta, key):
-  """One client's delta through its chain, with a key of its own."""
-  transform = make_transform(jax.random.fold_in(key, 1))
-  return transform.update(delta, transform.init(delta), None)[0]
+def _spread(item_rows, rows, num_items):
+  """Lays touched rows out as whole tables: leaves [B, num_items, ...]."""
+  flat = rows.reshape(len(rows), -1)
+  return jax.tree.map(
+      lambda x: jax.vmap(lambda r, d: jnp.zeros(
+          (num_items, *d.shape[1:]), d.dtype).at[r].add(d, mode='drop'))(
+              flat, x.reshape(*flat.shape, *x.shape[rows.ndim:])), item_rows)
 
 
 def _add_block(total, rows, item_rows, shared, weight, weighted):
@@ -247,7 +421,7 @@ def _add_block(total, rows, item_rows, shared, weight, weighted):
               weigh(d).reshape(-1, *t.shape[1:]), mode='drop'),
           total.item_table, item_rows),
       jax.tree.map(lambda t, d: t + weigh(d).sum(0), total.shared, shared),
-      row_weight, total.weight + weight.sum())
+      row_weight, total.weight + weight.sum(), total.reports)
 
 
 def make_run_rounds(one_round: Round) -> Callable:
@@ -263,7 +437,8 @@ def make_run_rounds(one_round: Round) -> Callable:
   def run(server, personal, data, plan, num_rounds, key):
     rounds = plan.num_blocks.shape[0]
     empty = RoundMetrics(
-        jnp.zeros(rounds), jnp.zeros(rounds, jnp.int32), jnp.zeros(rounds))
+        jnp.zeros(rounds), jnp.zeros(rounds, jnp.int32), jnp.zeros(rounds),
+        jnp.zeros(rounds, jnp.int32))
 
     def body(r, carry):
       server, personal, total, collected = carry

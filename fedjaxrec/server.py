@@ -38,11 +38,13 @@ class Sum(NamedTuple):
     row_weight: float32 [num_items]: summed weight of the clients that touched
       the row; [0] where the server does not ask for it.
     weight: float32 []: summed weight of the clients that reported.
+    reports: Summed numbers that the clients' transforms reported.
   """
   item_table: PyTree
   shared: PyTree
   row_weight: jax.Array
   weight: jax.Array
+  reports: PyTree = ()
 
 
 class Server(NamedTuple):
@@ -75,6 +77,7 @@ def make_server(
     row_normalization: str = 'mean',
     lazy_rows: bool = False,
     transform: optax.GradientTransformation | None = None,
+    expected_cohort: float | None = None,
 ) -> Server:
   """Builds the server's step from Optax optimizers.
 
@@ -92,7 +95,10 @@ def make_server(
     lazy_rows: A row that nobody touched keeps its value and its moments. With
       a stateless optimizer it does so anyway, and nothing is computed for it.
     transform: What happens to the raw sum, (item_table, shared), before it is
-      divided: noise, for example. It sees the whole table.
+      divided: noise, for example. It sees the whole table, and the clients'
+      reports as the extra argument `reports`.
+    expected_cohort: What a mean divides by, in place of the clients that
+      reported: a public number, where their number is private.
 
   Raises:
     ValueError: For a transform of the sum together with lazy rows of an
@@ -102,6 +108,8 @@ def make_server(
   # The state for one row: only what follows the parameters' shape counts.
   has_state = bool(jax.tree.leaves(
       jax.eval_shape(item_optimizer.init, jnp.zeros((1, 1)))))
+  if transform is not None:
+    transform = optax.with_extra_args_support(transform)
   mask_rows = lazy_rows and has_state
   needs_row_weight = mask_rows or row_normalization == 'contributors'
   if transform is not None and needs_row_weight:
@@ -138,6 +146,7 @@ def make_server(
       return vector.reshape(-1, *[1] * (leaf.ndim - 1))
 
     reported = someone_reported(weight)
+    weight = weight if expected_cohort is None else expected_cohort
     if row_normalization == 'contributors':
       share = -1 / jnp.where(row_weight > 0, row_weight, 1)
       gradient = jax.tree.map(lambda x: x * per_row(share, x), sums)
@@ -162,6 +171,7 @@ def make_server(
 
   def update_shared(state, sums, weight):
     reported = someone_reported(weight)
+    weight = weight if expected_cohort is None else expected_cohort
     step, opt_state = shared_optimizer.update(
         optax.tree.scale(-1 / jnp.where(weight > 0, weight, 1), sums),
         state.shared_opt_state, state.shared)
@@ -179,7 +189,8 @@ def make_server(
         total.item_table, total.shared), state.transform_state
     if transform is not None:
       sums, transform_state = transform.update(
-          sums, transform_state, (state.item_table, state.shared))
+          sums, transform_state, (state.item_table, state.shared),
+          reports=total.reports)
     table, opt_state = step_rows(
         state, state.item_table, state.item_opt_state, sums[0],
         total.row_weight, total.weight)

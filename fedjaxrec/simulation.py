@@ -23,10 +23,12 @@ from fedjaxrec.participation.plan import (
     make_planner,
 )
 from fedjaxrec.participation.samplers import Sampler, build_sampler
-from fedjaxrec.rounds import Algorithm, ClientTransform, RoundMetrics
+from fedjaxrec.rounds import Algorithm, RoundMetrics, WithMemory
 from fedjaxrec.server import ServerState
+from fedjaxrec.uplink import PLAIN, Uplink
 
 PyTree = Any
+ClientTransform = Callable[[jax.Array], optax.GradientTransformation]
 
 # Clients trained at once: on a CPU the block's slots should fit its caches.
 _BLOCK_SIZE = {'cpu': 16}
@@ -64,7 +66,10 @@ class Simulation(NamedTuple):
     temporary_bytes: () -> bytes that the compiled call needs on a device beside
       its arguments and results, as the compiler counts them; compiles.
     restore: (ServerState, personal by client) -> State, of NumPy arrays.
-    personal_by_client: State -> leaves [num_clients, ...] of NumPy arrays.
+    personal_by_client: State -> the clients' own parameters, leaves
+      [num_clients, ...] of NumPy arrays.
+    clients_by_client: The same of all that clients keep, as `restore` wants it:
+      with an uplink that has a memory, that too.
     rounds_per_call: Most rounds of one call.
     algorithm: What clients and server do.
     placement: The devices.
@@ -81,6 +86,7 @@ class Simulation(NamedTuple):
   temporary_bytes: Callable[[], int]
   restore: Callable[[ServerState, PyTree], State]
   personal_by_client: Callable[[State], PyTree]
+  clients_by_client: Callable[[State], PyTree]
   rounds_per_call: int
   algorithm: Algorithm
   placement: parallel.Placement
@@ -111,6 +117,16 @@ def _slots(num_examples: np.ndarray, cohort: int, config: Config) -> float:
       1 + config.objective.drawn_negatives)
 
 
+def _add_memory(algorithm: Algorithm) -> Algorithm:
+  """The same algorithm, whose clients remember what they have not sent."""
+  def init(key):
+    table, shared = algorithm.empty_contribution(algorithm.init_server(key))
+    return WithMemory(
+        algorithm.init_personal(key), (population.ByItem(table), shared))
+
+  return algorithm._replace(init_personal=init)
+
+
 def make_simulation(
     config: Config,
     offsets: np.ndarray,
@@ -119,6 +135,8 @@ def make_simulation(
     num_items: int,
     *,
     client_transform: ClientTransform | None = None,
+    uplink: Uplink | None = None,
+    expected_cohort: float | None = None,
     server_transform: optax.GradientTransformation | None = None,
     transform_algorithm: Callable[[Algorithm], Algorithm] = lambda a: a,
     devices: Sequence[jax.Device] | None = None,
@@ -132,7 +150,10 @@ def make_simulation(
     items: int32 [num_interactions], distinct within a client.
     labels: float32 [num_interactions].
     num_items: Items in the catalogue.
-    client_transform: key -> Optax transform of one client's delta.
+    client_transform: key -> Optax transform of one client's delta, the pair
+      (item rows, shared): short for an uplink with nothing else.
+    uplink: What happens to a client's delta on its way to the sum.
+    expected_cohort: What a mean divides by, instead of who reported.
     server_transform: Optax transform of the raw sum, before it is divided.
     transform_algorithm: Changes the algorithm before it is compiled.
     devices: Devices to choose from; None: all local ones.
@@ -148,8 +169,13 @@ def make_simulation(
   recommender = build_recommender(config.model, num_items)
   algorithm = transform_algorithm(
       build_algorithm(
-          config, recommender, num_items, client_transform=client_transform,
-          server_transform=server_transform))
+          config, recommender, num_items, server_transform=server_transform,
+          expected_cohort=expected_cohort))
+  if uplink is None:
+    uplink = PLAIN if client_transform is None else Uplink(
+        transform=lambda key, _: client_transform(key))
+  if uplink.has_memory:
+    algorithm = _add_memory(algorithm)
   block_size = config.engine.block_size or _BLOCK_SIZE.get(
       placement.devices[0].platform, _ACCELERATOR_BLOCK_SIZE)
   block_size = min(block_size, max_cohort)
@@ -165,11 +191,12 @@ def make_simulation(
   # Two visits to a touched row against four passes over the table.
   visit_touched_rows = (
       placement.mode == 'single' and algorithm.server.rows_stand_still
+      and uplink.codec is None
       and _slots(num_examples, max_cohort, config) * 2 < num_items)
   run_rounds = parallel.distribute(
       rounds.make_run_rounds(rounds.make_round(
           algorithm, capacities, num_clients, num_items, num_devices,
-          placement.axis_name, visit_touched_rows)), placement)
+          placement.axis_name, visit_touched_rows, uplink)), placement)
   server_key, personal_key, client_key = jax.random.split(
       jax.random.key(config.seed), 3)
   client_key_everywhere = parallel.put_everywhere(client_key, placement)
@@ -214,12 +241,16 @@ def make_simulation(
             lambda x: population.by_home(np.asarray(x), num_devices),
             personal), placement))
 
-  def personal_by_client(state):
+  def clients_by_client(state):
     return jax.tree.map(
         lambda x: population.by_client(np.asarray(x), num_clients),
         state.personal)
 
+  def personal_by_client(state):
+    return clients_by_client(state._replace(
+        personal=state.personal.personal) if uplink.has_memory else state)
+
   return Simulation(
       init, run, plan, execute, temporary_bytes, restore, personal_by_client,
-      rounds_per_call, algorithm, placement, capacities, block_size, max_cohort,
-      sampler, client_key)
+      clients_by_client, rounds_per_call, algorithm, placement, capacities,
+      block_size, max_cohort, sampler, client_key)

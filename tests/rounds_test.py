@@ -20,6 +20,7 @@ from fedjaxrec.rounds import (
 )
 from fedjaxrec.server import ServerState
 from fedjaxrec.transforms.clip import clip_by_l2
+from fedjaxrec.uplink import PLAIN, Uplink
 from tests import draws, oracles, plain
 
 # Client 4 has nothing to train on; the last one is whom padding could hit.
@@ -47,12 +48,11 @@ def keep_the_sum(server, total):
 class CompiledRound:
   """A compiled round and its start; `plan` says who trains in which place."""
 
-  def __init__(self, weighting='examples', **transforms):
+  def __init__(self, weighting='examples', uplink=PLAIN):
     settings = dataclasses.replace(
         CONFIG, cohort=plain.cohort(weighting=weighting))
     algorithm = build_algorithm(
-        settings, build_recommender(CONFIG.model, NUM_ITEMS), NUM_ITEMS,
-        **transforms)
+        settings, build_recommender(CONFIG.model, NUM_ITEMS), NUM_ITEMS)
     server, self.personal = draws.make_start(algorithm, NUM_CLIENTS)
     self.table, self.shared = server.item_table, server.shared
     self.data = jax.tree.map(lambda x: x[0], population.place_clients(
@@ -60,7 +60,7 @@ class CompiledRound:
     one_round = make_round(
         algorithm._replace(server=algorithm.server._replace(
             update=keep_the_sum, needs_row_weight=True)),
-        (8,), NUM_CLIENTS, NUM_ITEMS)
+        (8,), NUM_CLIENTS, NUM_ITEMS, uplink=uplink)
 
     def step(server, personal, *rest):
       server, personal, _, metrics = one_round.step(
@@ -245,7 +245,7 @@ class TestRunRounds:
       server = server * 10 + num_blocks[0]
       personal = personal + local_index[0].sum() * data
       return server, personal, total, RoundMetrics(
-          server * 0.5, num_blocks[0], num_blocks[0] * 2)
+          server * 0.5, num_blocks[0], num_blocks[0] * 2, num_blocks[0] * 3)
 
     plan = Plan(
         (np.arange(plan_rounds * 2, dtype=np.int32).reshape(-1, 1, 2),),
@@ -261,6 +261,7 @@ class TestRunRounds:
     np.testing.assert_array_equal(metrics.loss, [0.5, 6, 61.5, 617])
     np.testing.assert_array_equal(metrics.reported, [1, 2, 3, 4])
     np.testing.assert_array_equal(metrics.num_examples, [2, 4, 6, 8])
+    np.testing.assert_array_equal(metrics.rejected, [3, 6, 9, 12])
 
   def test_a_shorter_chunk_stops_and_reports_no_more(self):
     server, personal, metrics = self.run(2)
@@ -287,7 +288,8 @@ def clip_and_mark(key):
 
 @pytest.fixture(scope='module')
 def marked_round():
-  return CompiledRound('equal', client_transform=clip_and_mark)
+  return CompiledRound(
+      'equal', Uplink(transform=lambda key, _: clip_and_mark(key)))
 
 
 def mark_of(marked_round, plan, **kwargs):

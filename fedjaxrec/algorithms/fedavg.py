@@ -12,7 +12,7 @@ from fedjaxrec.local_training import make_local_training
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.objectives import OBJECTIVES
 from fedjaxrec.optimizers import build_optimizer, make_schedule
-from fedjaxrec.rounds import Algorithm, ClientTransform
+from fedjaxrec.rounds import Algorithm
 from fedjaxrec.server import make_server
 
 
@@ -20,8 +20,8 @@ def make_fedavg(
     config: Config,
     recommender: Recommender,
     num_items: int,
-    client_transform: ClientTransform | None = None,
     server_transform: optax.GradientTransformation | None = None,
+    expected_cohort: float | None = None,
 ) -> Algorithm:
   """Builds FedAvg for a recommender.
 
@@ -33,8 +33,8 @@ def make_fedavg(
       are read.
     recommender: The model.
     num_items: Items in the catalogue.
-    client_transform: key -> transform of one client's delta; None for none.
     server_transform: Transform of the raw sum; None for none.
+    expected_cohort: See `make_server`.
 
   References:
     McMahan et al., 2017, `FedAvg <https://arxiv.org/abs/1602.05629>`_.
@@ -52,14 +52,13 @@ def make_fedavg(
       build_optimizer(server, server.learning_rate),
       make_schedule(server.schedule, server.final_fraction, config.rounds),
       row_normalization=server.row_normalization, lazy_rows=server.lazy_rows,
-      transform=server_transform)
+      transform=server_transform, expected_cohort=expected_cohort)
   return Algorithm(
       init_server=lambda key: steps.init(*recommender.init_server(key)),
       init_personal=recommender.init_personal,
       draw=lambda c, key: draw_examples(
           c, key, num_items, objective.drawn_negatives),
       client_update=train,
-      client_transform=client_transform,
       server=steps,
       learning_rate_scale=make_schedule(
           client.schedule, client.final_fraction, config.rounds),

@@ -15,7 +15,7 @@ ALGORITHMS = {
 
 
 def build_algorithm(
-    config: Config, recommender: Recommender, num_items: int, **transforms: Any
+    config: Config, recommender: Recommender, num_items: int, **server: Any
 ) -> Algorithm:
   """Returns the algorithm that `config.algorithm.name` names.
 
@@ -23,7 +23,7 @@ def build_algorithm(
     config: The whole config.
     recommender: The model.
     num_items: Items in the catalogue.
-    **transforms: client_transform and server_transform, see `make_fedavg`.
+    **server: server_transform and expected_cohort, see `make_server`.
   """
   return ALGORITHMS[config.algorithm.name](
-      config, recommender, num_items, **transforms)
+      config, recommender, num_items, **server)

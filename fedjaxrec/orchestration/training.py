@@ -59,7 +59,7 @@ def to_checkpoint(simulation: Simulation, stop: Stop) -> Checkpoint:
   """Copies everything that the run needs to go on to the host."""
   return Checkpoint(
       jax.tree.map(np.asarray, stop.state.server),
-      simulation.personal_by_client(stop.state), stop.best,
+      simulation.clients_by_client(stop.state), stop.best,
       np.float64(stop.train_s))
 
 
@@ -119,6 +119,7 @@ def train_rounds(
          'loss': float(metrics.loss[i]),
          'reported': int(metrics.reported[i]),
          'num_examples': int(metrics.num_examples[i]),
+         'rejected': int(metrics.rejected[i]),
          'clients_per_s': float(metrics.reported.sum() / seconds),
          'examples_per_s': float(metrics.num_examples.sum() / seconds),
          'train_s': stop.train_s + seconds}

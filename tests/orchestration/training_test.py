@@ -40,13 +40,15 @@ class Rounds:
     state.personal.clear()
     done = first_round + num_rounds
     # Rounds that a call has room for and that were not run report anything.
-    metrics = np.full((3, self.rounds_per_call), np.nan)
+    metrics = np.full((4, self.rounds_per_call), np.nan)
     for i in range(num_rounds):
-      metrics[:, i] = self.loss(first_round + i + 1), 7, 21
+      metrics[:, i] = self.loss(first_round + i + 1), 7, 21, 2
     return self.make_state(done), RoundMetrics(*metrics)
 
   def personal_by_client(self, state):
     return {name: leaf[0] for name, leaf in state.personal.items()}
+
+  clients_by_client = personal_by_client
 
 
 def make_evaluator(ndcg_of_round):

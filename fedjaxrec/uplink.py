@@ -1,0 +1,129 @@
+"""What happens to one client's update between its training and the sum.
+
+The engine calls it inside the compiled round, client by client under `vmap`:
+the chain of transforms (clip, sparsify, quantize, local noise), the memory of
+what compression left out, and the codec of a secure sum.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+class Codec(NamedTuple):
+  """How updates are summed as integers.
+
+  Attributes:
+    encode: (delta, key) -> delta of uint32, one client's; zeros stay zeros.
+    decode: (sum of uint32, key, reported) -> the sum as float32. key is the
+      round's; reported is the number of clients in the sum, float32 [].
+  """
+  encode: Callable[[PyTree, jax.Array], PyTree]
+  decode: Callable[[PyTree, jax.Array, jax.Array], PyTree]
+
+
+class Uplink(NamedTuple):
+  """The way of a delta, the pair (item rows, shared), to the sum.
+
+  Attributes:
+    transform: (key, server's transform state) -> Optax transform of one
+      client's delta, which gets the extra argument `mask`: bool, for each leaf
+      the leading axes of its rows in use (a scalar for shared leaves). None: no
+      transform.
+    report: Transform's state -> numbers that are summed over the cohort and
+      given to the server's transform as its extra argument `reports`.
+    has_memory: Whether what the transform took away is kept on the client and
+      added to its next delta of the same row (error feedback).
+    is_dense: Whether the transform and the codec see the whole table, rows in
+      the order of the items, instead of the touched rows. Costs a table a
+      client of a block.
+    codec: Sums as integers; None: sums of floats.
+    open_rows: bool [num_items]: the rows that may travel; the others' deltas
+      are dropped before the transform. None: all.
+  """
+  transform: (
+      Callable[[jax.Array, PyTree], optax.GradientTransformation] | None
+  ) = None
+  report: Callable[[PyTree], PyTree] = lambda state: ()
+  has_memory: bool = False
+  is_dense: bool = False
+  codec: Codec | None = None
+  open_rows: jax.Array | None = None
+
+  @property
+  def is_plain(self) -> bool:
+    """Whether a delta reaches the sum as it left the client."""
+    return (self.transform is None and self.codec is None
+            and self.open_rows is None)
+
+
+PLAIN = Uplink()
+
+
+class Sent(NamedTuple):
+  """What leaves a client.
+
+  Attributes:
+    delta: (item rows, shared), transformed and encoded.
+    memory: What the transform took away; () without a memory.
+    reports: See `Uplink.report`; zeros of a client that is rejected.
+    accepted: bool []: False where the delta was not finite: it is zeroed, and
+      the client does not count.
+  """
+  delta: PyTree
+  memory: PyTree
+  reports: PyTree
+  accepted: jax.Array
+
+
+def send(
+    uplink: Uplink, delta: PyTree, used: jax.Array, memory: PyTree,
+    transform_state: PyTree, key: jax.Array
+) -> Sent:
+  """Sends one client's delta on its way.
+
+  Args:
+    uplink: The way.
+    delta: (item rows with the leading axes of used, shared).
+    used: bool: which rows are in use, and open.
+    memory: The client's memory of these rows, and of shared; () without.
+    transform_state: The server's, as it was broadcast.
+    key: The client's key of the round.
+
+  Returns:
+    What is sent. A delta with an entry that is not finite, or so large that
+    they do not add up in float32, is rejected, and its memory left as it was.
+  """
+  size = sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(delta))
+  accepted = jnp.isfinite(size)
+  delta = jax.tree.map(lambda x: jnp.where(accepted, x, 0), delta)
+  if uplink.open_rows is not None:
+    delta = (jax.tree.map(
+        lambda x: jnp.where(
+            used.reshape(*used.shape, *[1] * (x.ndim - used.ndim)), x, 0),
+        delta[0]), delta[1])
+  reports: PyTree = ()
+  left = memory
+  if uplink.transform is not None:
+    transform = optax.with_extra_args_support(
+        uplink.transform(jax.random.fold_in(key, 1), transform_state))
+    mask = (jax.tree.map(lambda _: used, delta[0]),
+            jax.tree.map(lambda _: jnp.bool_(True), delta[1]))
+    wanted = optax.tree.add(delta, memory) if uplink.has_memory else delta
+    delta, state = transform.update(
+        wanted, transform.init(wanted), None, mask=mask)
+    if uplink.has_memory:
+      left = jax.tree.map(
+          lambda w, d, m: jnp.where(accepted, w - d, m), wanted, delta, memory)
+      delta = jax.tree.map(lambda d: jnp.where(accepted, d, 0), delta)
+    reports = jax.tree.map(
+        lambda x: jnp.where(accepted, x, 0), uplink.report(state))
+  if uplink.codec is not None:
+    delta = uplink.codec.encode(delta, jax.random.fold_in(key, 2))
+  return Sent(delta, left, reports, accepted)
+
