@@ -38,6 +38,7 @@ SECTIONS = {
   'client': 'Training on the device, within one round',
   'server': "The server's step",
   'cohort': 'Who trains in a round',
+  'compression': 'How an upload is made smaller',
   'evaluation': 'What the recommendations are worth',
   'checkpoint': 'What survives an interruption',
   'engine': 'Performance only: results do not depend on these',

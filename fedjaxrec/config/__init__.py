@@ -6,6 +6,13 @@ is made, so a wrong value is refused before any file is read or any code is
 compiled. `to_dict` and `from_dict` round-trip through `config.json`.
 """
 
+from fedjaxrec.config.compression import (
+    GRANULARITIES,
+    QUANTIZERS,
+    SKETCHES,
+    SPARSIFIERS,
+    CompressionConfig,
+)
 from fedjaxrec.config.data import (
     SOURCE_PREFIXES,
     SOURCES,
@@ -46,9 +53,10 @@ from fedjaxrec.config.run import (
 __all__ = [
     'ALGORITHMS', 'MODELS', 'OBJECTIVES', 'OPTIMIZERS', 'PARALLEL_MODES',
     'PROTOCOLS', 'ROW_NORMALIZATIONS', 'SAMPLERS', 'SCHEDULES', 'SELECTIONS',
+    'GRANULARITIES', 'QUANTIZERS', 'SKETCHES', 'SPARSIFIERS',
     'SOURCES', 'SOURCE_PREFIXES', 'SPLITS', 'WEIGHTINGS',
     'AlgorithmConfig', 'CheckpointConfig', 'ClientConfig', 'CohortConfig',
-    'Config', 'DataConfig', 'EngineConfig', 'EvaluationConfig', 'ModelConfig',
-    'ObjectiveConfig', 'ParallelConfig', 'ServerConfig', 'SplitConfig',
-    'SyntheticConfig', 'from_dict', 'to_dict',
+    'CompressionConfig', 'Config', 'DataConfig', 'EngineConfig',
+    'EvaluationConfig', 'ModelConfig', 'ObjectiveConfig', 'ParallelConfig',
+    'ServerConfig', 'SplitConfig', 'SyntheticConfig', 'from_dict', 'to_dict',
 ]

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from fedjaxrec.config.compression import CompressionConfig
 from fedjaxrec.config.data import DataConfig, SplitConfig, SyntheticConfig
 from fedjaxrec.config.learning import (
   AlgorithmConfig,
@@ -135,6 +136,7 @@ class Config:
     client: Training on the device.
     server: The server's step.
     cohort: Who takes part.
+    compression: How an upload is made smaller.
     engine: Performance only.
     parallel: Devices.
     evaluation: Metrics and protocol.
@@ -151,6 +153,7 @@ class Config:
   client: ClientConfig = ClientConfig()
   server: ServerConfig = ServerConfig()
   cohort: CohortConfig = CohortConfig()
+  compression: CompressionConfig = CompressionConfig()
   engine: EngineConfig = EngineConfig()
   parallel: ParallelConfig = ParallelConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
