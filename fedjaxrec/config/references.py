@@ -1,0 +1,122 @@
+"""The references outside the federation, and what each can be tuned by.
+
+Defaults are what a search on ML-100K's validation set chose (leave-one-out by
+time, full ranking); `benchmarks/references.py` states the search.
+"""
+
+import dataclasses
+
+from fedjaxrec.config.learning import MODELS, OBJECTIVES
+from fedjaxrec.config.rules import above, at_least, check_types, one_of
+
+REFERENCES = ('popularity', 'item_knn', 'ease', 'ials', 'mf')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PopularityConfig:
+  """An item's score is its number of training interactions."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ItemKNNConfig:
+  """Items that the same people like.
+
+  Attributes:
+    num_neighbors: Most similar items that an item keeps; 0: all.
+    shrinkage: Added to the cosine's denominator: distrusts small counts.
+  """
+  num_neighbors: int = 100
+  shrinkage: float = 10.0
+
+  def __post_init__(self):
+    check_types(self, 'item_knn')
+    at_least('item_knn.num_neighbors', self.num_neighbors, 0)
+    at_least('item_knn.shrinkage', self.shrinkage, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EaseConfig:
+  """A linear item-item model in closed form.
+
+  Attributes:
+    l2: Ridge penalty, in interactions.
+  """
+  l2: float = 300.0
+
+  def __post_init__(self):
+    check_types(self, 'ease')
+    above('ease.l2', self.l2, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IALSConfig:
+  """Implicit alternating least squares.
+
+  Attributes:
+    dim: Dimension of the factors.
+    sweeps: Times that all users, then all items, are solved for.
+    regularization: lambda, the ridge penalty.
+    unobserved_weight: a0, the weight of a pair without an interaction.
+    frequency_exponent: nu; a user's penalty is lambda (n_u + a0 m)^nu, an
+      item's likewise. 0: the same for all; 1: as in the paper.
+    init_scale: The item factors start as N(0, init_scale^2 / dim).
+  """
+  dim: int = 64
+  sweeps: int = 16
+  regularization: float = 0.01
+  unobserved_weight: float = 0.1
+  frequency_exponent: float = 1.0
+  init_scale: float = 0.1
+
+  def __post_init__(self):
+    check_types(self, 'ials')
+    at_least('ials.dim', self.dim, 1)
+    at_least('ials.sweeps', self.sweeps, 1)
+    above('ials.regularization', self.regularization, 0)
+    at_least('ials.unobserved_weight', self.unobserved_weight, 0)
+    at_least('ials.frequency_exponent', self.frequency_exponent, 0)
+    above('ials.init_scale', self.init_scale, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CentralizedConfig:
+  """A federated run's model, trained in one place by Adam.
+
+  Attributes:
+    model: The model's name, as `model.name`.
+    dim: Dimension of its vectors.
+    init_scale: Standard deviation of its initial vectors.
+    objective: The loss's name, as `objective.name`.
+    num_negatives: Negatives an interaction, drawn anew every epoch, uniformly
+      from what the user has not in train.
+    epochs: Passes over the training interactions.
+    batch_size: Interactions in a batch.
+    learning_rate: Adam's.
+    l2: Penalty on the vectors that an example reads: of their squares' sum.
+  """
+  model: str = 'mf'
+  dim: int = 32
+  init_scale: float = 0.1
+  objective: str = 'bce'
+  num_negatives: int = 4
+  epochs: int = 20
+  batch_size: int = 1024
+  learning_rate: float = 0.003
+  l2: float = 0.003
+
+  def __post_init__(self):
+    check_types(self, 'mf')
+    one_of('mf.model', self.model, MODELS)
+    one_of('mf.objective', self.objective, OBJECTIVES)
+    for field in ('dim', 'epochs', 'batch_size'):
+      at_least(f'mf.{field}', getattr(self, field), 1)
+    at_least('mf.num_negatives', self.num_negatives,
+             0 if self.objective == 'squared_error' else 1)
+    above('mf.init_scale', self.init_scale, 0)
+    above('mf.learning_rate', self.learning_rate, 0)
+    at_least('mf.l2', self.l2, 0)
+
+
+ReferenceConfig = (
+    PopularityConfig | ItemKNNConfig | EaseConfig | IALSConfig
+    | CentralizedConfig)

@@ -1,0 +1,1 @@
+"""References outside the federation, fitted where all the data lies."""
