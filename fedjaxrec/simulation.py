@@ -16,6 +16,7 @@ import optax
 from fedjaxrec import parallel, population, rounds
 from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.config import Config
+from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.participation.plan import (
     Plan,
@@ -111,10 +112,78 @@ def call_interval(config: Config, max_cohort: int) -> int:
   return min(stops)
 
 
-def _slots(num_examples: np.ndarray, cohort: int, config: Config) -> float:
+def choose_block_size(config: Config, platform: str, max_cohort: int) -> int:
+  """Clients trained at once: as asked for, or what suits the backend."""
+  return min(max_cohort, config.engine.block_size or _BLOCK_SIZE.get(
+      platform, _ACCELERATOR_BLOCK_SIZE))
+
+
+def choose_classes(config: Config, num_examples: np.ndarray) -> tuple[int, ...]:
+  """The size classes: as many as asked for, or as are worth compiling."""
+  return choose_capacities(
+      num_examples, config.engine.num_size_classes or _NUM_SIZE_CLASSES,
+      config.client.batch_size)
+
+
+def slots_of_cohort(
+    config: Config, num_examples: np.ndarray, cohort: int) -> float:
   """Expected slots of a cohort."""
   return cohort * num_examples[num_examples > 0].mean() * (
       1 + config.objective.drawn_negatives)
+
+
+class Parts(NamedTuple):
+  """What a run computes, before it is said where and for whom.
+
+  Attributes:
+    algorithm: What clients and server do.
+    uplink: The way of a delta to the sum.
+    server_key: Of the server's initial parameters.
+    personal_key: Of the clients' initial parameters.
+    client_key: Of the clients' draws.
+  """
+  algorithm: Algorithm
+  uplink: Uplink
+  server_key: jax.Array
+  personal_key: jax.Array
+  client_key: jax.Array
+
+
+def make_parts(
+    config: Config,
+    recommender: Recommender,
+    num_items: int,
+    *,
+    client_transform: ClientTransform | None = None,
+    uplink: Uplink | None = None,
+    expected_cohort: float | None = None,
+    server_transform: optax.GradientTransformation | None = None,
+    transform_algorithm: Callable[[Algorithm], Algorithm] = lambda a: a,
+) -> Parts:
+  """Builds what a run computes; pure, so it may be called while tracing.
+
+  Args:
+    config: The whole config; scalars that only enter arithmetic, and the seed,
+      may be traced (see `study`).
+    recommender: The model.
+    num_items: Items in the catalogue.
+    client_transform: See `make_simulation`, as for the others.
+    uplink: See there.
+    expected_cohort: See there.
+    server_transform: See there.
+    transform_algorithm: See there.
+  """
+  algorithm = transform_algorithm(
+      build_algorithm(
+          config, recommender, num_items, server_transform=server_transform,
+          expected_cohort=expected_cohort))
+  if uplink is None:
+    uplink = PLAIN if client_transform is None else Uplink(
+        transform=lambda key, _: client_transform(key))
+  if uplink.has_memory:
+    algorithm = _add_memory(algorithm)
+  return Parts(
+      algorithm, uplink, *jax.random.split(jax.random.key(config.seed), 3))
 
 
 def _add_memory(algorithm: Algorithm) -> Algorithm:
@@ -167,21 +236,14 @@ def make_simulation(
   placement = parallel.choose_placement(config.parallel, devices)
   num_devices = placement.num_devices
   recommender = build_recommender(config.model, num_items)
-  algorithm = transform_algorithm(
-      build_algorithm(
-          config, recommender, num_items, server_transform=server_transform,
-          expected_cohort=expected_cohort))
-  if uplink is None:
-    uplink = PLAIN if client_transform is None else Uplink(
-        transform=lambda key, _: client_transform(key))
-  if uplink.has_memory:
-    algorithm = _add_memory(algorithm)
-  block_size = config.engine.block_size or _BLOCK_SIZE.get(
-      placement.devices[0].platform, _ACCELERATOR_BLOCK_SIZE)
-  block_size = min(block_size, max_cohort)
-  capacities = choose_capacities(
-      num_examples, config.engine.num_size_classes or _NUM_SIZE_CLASSES,
-      config.client.batch_size)
+  algorithm, uplink, server_key, personal_key, client_key = make_parts(
+      config, recommender, num_items, client_transform=client_transform,
+      uplink=uplink, expected_cohort=expected_cohort,
+      server_transform=server_transform,
+      transform_algorithm=transform_algorithm)
+  block_size = choose_block_size(
+      config, placement.devices[0].platform, max_cohort)
+  capacities = choose_classes(config, num_examples)
   rounds_per_call = call_interval(config, max_cohort)
   planner = make_planner(
       num_examples, capacities, block_size, num_devices, max_cohort,
@@ -192,13 +254,11 @@ def make_simulation(
   visit_touched_rows = (
       placement.mode == 'single' and algorithm.server.rows_stand_still
       and uplink.codec is None
-      and _slots(num_examples, max_cohort, config) * 2 < num_items)
+      and slots_of_cohort(config, num_examples, max_cohort) * 2 < num_items)
   run_rounds = parallel.distribute(
       rounds.make_run_rounds(rounds.make_round(
           algorithm, capacities, num_clients, num_items, num_devices,
           placement.axis_name, visit_touched_rows, uplink)), placement)
-  server_key, personal_key, client_key = jax.random.split(
-      jax.random.key(config.seed), 3)
   client_key_everywhere = parallel.put_everywhere(client_key, placement)
 
   init_server = jax.jit(algorithm.init_server)
