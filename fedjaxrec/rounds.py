@@ -11,16 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjaxrec.local_training import Contribution, View
-from fedjaxrec.population import (
-    ByItem,
-    Client,
-    gather_clients,
-    gather_personal,
-    scatter_personal,
-)
-from fedjaxrec.server import Server, ServerState, Sum
-from fedjaxrec.uplink import PLAIN, Uplink, send
+from fedjaxrec.blocks import Algorithm, make_block_work, spread
+from fedjaxrec.server import ServerState, Sum
+from fedjaxrec.uplink import PLAIN, Uplink
 
 PyTree = Any
 
@@ -41,53 +34,6 @@ class RoundMetrics(NamedTuple):
   rejected: jax.Array
 
 
-class Algorithm(NamedTuple):
-  """All that a federated algorithm is.
-
-  Attributes:
-    init_server: key -> ServerState.
-    init_personal: key -> what one client keeps; leaves of a `ByItem` have the
-      leading axis [num_items].
-    draw: (Client, key) -> examples; examples.rows (int32, any shape [...], with
-      num_items for unused slots) are the item rows that the client touches.
-    client_update: (View, examples, num_examples) -> (Contribution, personal),
-      for a block of clients; leaves of View.item_rows are [B, *rows.shape,
-      ...], and so are those of a `ByItem` in personal.
-    server: The server's step.
-    learning_rate_scale: round_index -> the clients' factor.
-    weight_by_examples: Whether a client's weight is its number of interactions;
-      otherwise 1.
-    score: The recommender's score, for evaluation.
-    broadcast: ServerState -> what every client downloads whole.
-    empty_contribution: ServerState -> zeros of what the cohort sums up to:
-      (item leaves [num_items, ...], whole leaves).
-  """
-  init_server: Callable[[jax.Array], ServerState]
-  init_personal: Callable[[jax.Array], PyTree]
-  draw: Callable[[Client, jax.Array], Any]
-  client_update: Callable[..., tuple[Contribution, PyTree]]
-  server: Server
-  learning_rate_scale: Callable[[jax.Array], jax.Array]
-  weight_by_examples: bool
-  score: Callable[[PyTree, PyTree, PyTree], jax.Array]
-  broadcast: Callable[[ServerState], PyTree] = lambda server: server.shared
-  empty_contribution: Callable[[ServerState], tuple[PyTree, PyTree]] = (
-      lambda server: jax.tree.map(
-          lambda x: jnp.zeros(x.shape, jnp.float32),
-          (server.item_table, server.shared)))
-
-
-class WithMemory(NamedTuple):
-  """What a client keeps where its uplink has a memory.
-
-  Attributes:
-    personal: As the algorithm has it.
-    memory: (ByItem of item leaves, shared leaves): what was not sent yet.
-  """
-  personal: PyTree
-  memory: tuple[ByItem, PyTree]
-
-
 class Round(NamedTuple):
   """One round on one device, as pure functions.
 
@@ -103,8 +49,8 @@ class Round(NamedTuple):
       deltas, leaves [places, ...] of uint32, item leaves with every row, and
       reported (bool [places]) says which of the plan's places sent one. Needs a
       single device and a dense codec.
-    finish: (server, delta, reported) -> server: the other half; delta is the
-      sum of messages, reported their number, float32 [].
+    finish: (server, delta, reported, key) -> server: the other half; delta is
+      the sum of messages, reported their number, float32 [].
   """
   empty_sum: Callable[[ServerState], Sum]
   step: Callable[..., tuple[ServerState, PyTree, Sum, RoundMetrics]]
@@ -154,10 +100,21 @@ def make_round(
         'device, sums of floats, and a server that leaves untouched rows alone '
         '(sgd, or server.lazy_rows, and no transform of the sum).')
 
+  if algorithm.mix_clients is not None and (
+      num_devices > 1 or not uplink.is_plain):
+    raise ValueError(
+        f'num_devices={num_devices} and a transform or codec of updates with '
+        'an algorithm whose server looks at each client: its clients must be '
+        'on one device, and their updates in the clear; use '
+        'parallel.num_devices=1, without privacy, compression and secure sums.')
+
   if not uplink.is_plain and algorithm.weight_by_examples:
     raise ValueError(
         "cohort.weighting='examples' with a transform of the clients' deltas: "
         'the weight would undo its bound; use cohort.weighting=equal.')
+
+  work = make_block_work(
+      algorithm, num_clients, num_items, num_devices, axis_name, uplink)
 
   def empty_sum(server):
     table, shared = algorithm.empty_contribution(server)
@@ -169,120 +126,25 @@ def make_round(
                empty_reports(server))
 
   def empty_reports(server):
-    if uplink.transform is None:
+    make_transform = uplink.transform
+    if make_transform is None:
       return ()
+
     def report(key):
       delta = algorithm.empty_contribution(server)
-      transform = uplink.transform(key, server.transform_state)
+      transform = make_transform(key, server.transform_state)
       return uplink.report(transform.init(delta))
+
     return jax.tree.map(
         lambda x: jnp.zeros(x.shape, jnp.float32),
         jax.eval_shape(report, jax.random.key(0)))
-
-  def make_reader(start, data, key):
-    round_key = jax.random.fold_in(key, start.round_index)
-    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
-
-    def read_block(capacity, members):
-      """A block's clients, their keys, and what they train on."""
-      per_device = data.offsets.shape[0] - 1
-      client_id = jnp.where(
-          members < per_device, members * num_devices + device, num_clients)
-      clients = gather_clients(data, members, client_id, capacity, num_items)
-      keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(client_id)
-      return clients, keys, jax.vmap(algorithm.draw)(clients, keys)
-
-    return read_block
-
-  def make_trainer(start, read_block):
-    """Builds train(capacity, members, personal) -> what the block sends."""
-    learning_rate_scale = algorithm.learning_rate_scale(start.round_index)
-    whole = algorithm.broadcast(start)
-
-    def train(capacity, members, personal):
-      clients, keys, examples = read_block(capacity, members)
-      rows = examples.rows
-      view = View(
-          jax.tree.map(
-              lambda x: x.at[rows].get(mode='fill', fill_value=0).astype(
-                  jnp.float32), start.item_table),
-          jax.tree.map(
-              lambda x: jnp.broadcast_to(x, (len(members), *x.shape)), whole),
-          gather_personal(
-              personal.personal if uplink.has_memory else personal,
-              members, rows),
-          learning_rate_scale)
-      contribution, own = algorithm.client_update(
-          view, examples, clients.num_examples)
-      delta = (contribution.item_rows, contribution.shared)
-      weight = clients.num_examples.astype(jnp.float32)
-      if not algorithm.weight_by_examples:
-        weight = (weight > 0).astype(jnp.float32)
-      loss = (contribution.loss_sum, contribution.loss_count)
-      rejected = jnp.int32(0)
-      reports: PyTree = ()
-      if uplink.is_plain:
-        rows_sent = rows
-      else:
-        trained = weight > 0
-        used = (rows < num_items) & trained.reshape(-1, *[1] * (rows.ndim - 1))
-        if uplink.open_rows is not None:
-          used &= uplink.open_rows.at[rows].get(mode='clip')
-        rows_sent = rows
-        if uplink.is_dense:
-          delta = (_spread(delta[0], rows, num_items), delta[1])
-          rows_sent = jnp.broadcast_to(
-              jnp.arange(num_items, dtype=jnp.int32), (len(members), num_items))
-          used = jnp.broadcast_to(
-              trained[:, None] if uplink.open_rows is None
-              else trained[:, None] & uplink.open_rows, rows_sent.shape)
-        memory: PyTree = ()
-        if uplink.has_memory:
-          held = gather_personal(personal.memory, members, rows_sent)
-          memory = (held[0].rows, held[1])
-        sent = jax.vmap(
-            lambda *args: send(uplink, *args[:3], start.transform_state,
-                               args[3]))(delta, used, memory, keys)
-        delta = sent.delta
-        rejected = (trained & ~sent.accepted).sum(dtype=jnp.int32)
-        counts = trained & sent.accepted
-        weight = jnp.where(counts, weight, 0)
-        loss = jax.tree.map(lambda x: jnp.where(sent.accepted, x, 0), loss)
-        reports = jax.tree.map(
-            lambda x: jnp.where(counts, x.astype(jnp.float32), 0).sum(0),
-            sent.reports)
-        # A client that is rejected has learnt nothing worth keeping.
-        own = jax.tree.map(
-            lambda new, old: jnp.where(
-                sent.accepted.reshape(-1, *[1] * (new.ndim - 1)), new, old),
-            own, view.personal)
-        # A padding client sends nothing, whatever a transform made of it.
-        delta = jax.tree.map(
-            lambda x: jnp.where(
-                counts.reshape(-1, *[1] * (x.ndim - 1)), x,
-                jnp.zeros((), x.dtype)), delta)
-        if uplink.has_memory:
-          own = WithMemory(own, (ByItem(sent.memory[0]), sent.memory[1]))
-      if uplink.has_memory:
-        personal = WithMemory(
-            scatter_personal(personal.personal, members, rows, own.personal),
-            scatter_personal(personal.memory, members, rows_sent, own.memory))
-      else:
-        personal = scatter_personal(personal, members, rows, own)
-      metrics = (
-          loss[0].sum(), loss[1].sum(), (weight > 0).sum(dtype=jnp.int32),
-          contribution.num_examples.sum().astype(jnp.float32), rejected)
-      return rows_sent, delta, weight, reports, personal, metrics
-
-    return train
 
   nothing = (jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.float32(0),
              jnp.int32(0))
 
   def step(server, personal, total, data, plan, key):
     local_index, num_blocks = plan
-    read_block = make_reader(server, data, key)
-    train = make_trainer(server, read_block)
+    read_block, train = work(server, data, key)
 
     def train_block(capacity, members, carry):
       total, personal, metrics = carry
@@ -291,7 +153,7 @@ def make_round(
       # Equal weights are no pass over the deltas: a padding client's rows are
       # dropped, and its other deltas are zero.
       total = _add_block(
-          total, rows, *delta, weight, algorithm.weight_by_examples)
+          total, rows, delta[0], delta[1], weight, algorithm.weight_by_examples)
       total = total._replace(
           reports=jax.tree.map(jnp.add, total.reports, reports))
       return total, personal, jax.tree.map(jnp.add, metrics, measured)
@@ -337,6 +199,8 @@ def make_round(
     else:
       server = server_side.update(server, decode(total, key, server))
       total = jax.tree.map(jnp.zeros_like, total)
+    if algorithm.mix_clients is not None:
+      server, personal = algorithm.mix_clients(server, personal)
     return server, personal, total, collect(metrics)
 
   def decode(total, key, server):
@@ -355,7 +219,7 @@ def make_round(
 
   def upload(server, personal, data, plan, key):
     local_index, num_blocks = plan
-    train = make_trainer(server, make_reader(server, data, key))
+    _, train = work(server, data, key)
     messages = jax.tree.map(
         lambda x: jnp.zeros(
             (sum(m.shape[0] * m.shape[1] for m in local_index), *x.shape),
@@ -372,7 +236,7 @@ def make_round(
         rows, delta, weight, _, personal, measured = train(
             capacity, local_index[index][b], personal)
         dense = delta if uplink.is_dense else (
-            _spread(delta[0], rows, num_items), delta[1])
+            spread(delta[0], rows, num_items), delta[1])
         place = first + b * block_size
         messages = jax.tree.map(
             lambda x, part: jax.lax.dynamic_update_slice_in_dim(
@@ -394,15 +258,6 @@ def make_round(
   hosted = axis_name is None and uplink.codec is not None
   return Round(
       empty_sum, step, upload if hosted else None, finish if hosted else None)
-
-
-def _spread(item_rows, rows, num_items):
-  """Lays touched rows out as whole tables: leaves [B, num_items, ...]."""
-  flat = rows.reshape(len(rows), -1)
-  return jax.tree.map(
-      lambda x: jax.vmap(lambda r, d: jnp.zeros(
-          (num_items, *d.shape[1:]), d.dtype).at[r].add(d, mode='drop'))(
-              flat, x.reshape(*flat.shape, *x.shape[rows.ndim:])), item_rows)
 
 
 def _add_block(total, rows, item_rows, shared, weight, weighted):

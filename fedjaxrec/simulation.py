@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from fedjaxrec import parallel, population, rounds
 from fedjaxrec.algorithms.registry import build_algorithm
+from fedjaxrec.blocks import Algorithm, WithMemory
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.models.registry import build_recommender
@@ -24,7 +24,7 @@ from fedjaxrec.participation.plan import (
     make_planner,
 )
 from fedjaxrec.participation.samplers import Sampler, build_sampler
-from fedjaxrec.rounds import Algorithm, RoundMetrics, WithMemory
+from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.server import ServerState
 from fedjaxrec.uplink import PLAIN, Uplink
 
@@ -70,7 +70,10 @@ class Simulation(NamedTuple):
     personal_by_client: State -> the clients' own parameters, leaves
       [num_clients, ...] of NumPy arrays.
     clients_by_client: The same of all that clients keep, as `restore` wants it:
-      with an uplink that has a memory, that too.
+      with an uplink that has a memory, that too. In several processes all of
+      them call this and `personal_by_client`.
+    shapes: () -> shapes and types of the server's state, of clients_by_client
+      and of personal_by_client; nothing is computed.
     rounds_per_call: Most rounds of one call.
     algorithm: What clients and server do.
     placement: The devices.
@@ -88,6 +91,7 @@ class Simulation(NamedTuple):
   restore: Callable[[ServerState, PyTree], State]
   personal_by_client: Callable[[State], PyTree]
   clients_by_client: Callable[[State], PyTree]
+  shapes: Callable[[], tuple[ServerState, PyTree, PyTree]]
   rounds_per_call: int
   algorithm: Algorithm
   placement: parallel.Placement
@@ -225,7 +229,7 @@ def make_simulation(
     expected_cohort: What a mean divides by, instead of who reported.
     server_transform: Optax transform of the raw sum, before it is divided.
     transform_algorithm: Changes the algorithm before it is compiled.
-    devices: Devices to choose from; None: all local ones.
+    devices: Devices to choose from; None: all, of all processes.
 
   Raises:
     ValueError: If the cohort or the devices asked for are not there.
@@ -249,7 +253,8 @@ def make_simulation(
       num_examples, capacities, block_size, num_devices, max_cohort,
       rounds_per_call)
   data = parallel.put_at_home(
-      population.place_clients(offsets, items, labels, num_devices), placement)
+      population.place_clients(
+          offsets, items, labels, num_devices, placement.homes), placement)
   # Two visits to a touched row against four passes over the table.
   visit_touched_rows = (
       placement.mode == 'single' and algorithm.server.rows_stand_still
@@ -263,7 +268,7 @@ def make_simulation(
 
   init_server = jax.jit(algorithm.init_server)
   init_personal = population.make_init_personal(
-      algorithm.init_personal, num_clients, num_devices)
+      algorithm.init_personal, num_clients, num_devices, placement.homes)
 
   def init():
     return State(
@@ -280,7 +285,8 @@ def make_simulation(
 
   def execute(state, chunk, num_rounds):
     server, personal, metrics = run_rounds(
-        state.server, state.personal, data, chunk, jnp.int32(num_rounds),
+        state.server, state.personal, data, chunk,
+        parallel.put_everywhere(np.int32(num_rounds), placement),
         client_key_everywhere)
     return State(server, personal), metrics
 
@@ -290,7 +296,7 @@ def make_simulation(
   def temporary_bytes():
     state = init()
     analysis = run_rounds.lower(
-        state.server, state.personal, data, plan(0, 1), jnp.int32(1),
+        state.server, state.personal, data, plan(0, 1), np.int32(1),
         client_key_everywhere).compile().memory_analysis()
     return analysis.temp_size_in_bytes
 
@@ -303,8 +309,15 @@ def make_simulation(
 
   def clients_by_client(state):
     return jax.tree.map(
-        lambda x: population.by_client(np.asarray(x), num_clients),
-        state.personal)
+        lambda x: population.by_client(x, num_clients),
+        parallel.gather(state.personal, placement))
+
+  def shapes():
+    keys = jax.eval_shape(
+        lambda key: jax.random.split(key, num_clients), personal_key)
+    clients = jax.eval_shape(jax.vmap(algorithm.init_personal), keys)
+    return (jax.eval_shape(algorithm.init_server, server_key), clients,
+            clients.personal if uplink.has_memory else clients)
 
   def personal_by_client(state):
     return clients_by_client(state._replace(
@@ -312,5 +325,5 @@ def make_simulation(
 
   return Simulation(
       init, run, plan, execute, temporary_bytes, restore, personal_by_client,
-      clients_by_client, rounds_per_call, algorithm, placement, capacities,
-      block_size, max_cohort, sampler, client_key)
+      clients_by_client, shapes, rounds_per_call, algorithm, placement,
+      capacities, block_size, max_cohort, sampler, client_key)

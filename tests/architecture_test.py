@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = (
   'config', 'flags', 'data', 'population', 'participation', 'models',
   'objectives', 'examples', 'optimizers', 'local_training', 'transforms',
-  'aggregation', 'uplink', 'server', 'rounds', 'parallel', 'algorithms',
-  'communication',
+  'aggregation', 'uplink', 'server', 'blocks', 'rounds', 'parallel',
+  'algorithms', 'communication',
   'simulation', 'personalization', 'evaluation', 'references', 'privacy',
   'governance', 'export', 'reports', 'orchestration', '__init__', 'cli',
   '__main__',
@@ -33,8 +33,8 @@ ASK_VERSION = {'orchestration', 'cli', '__main__'}
 HOST = {'config', 'flags', 'data', 'participation', 'governance', 'reports',
         '__init__', 'cli', '__main__'}
 DEVICE = {'population', 'models', 'objectives', 'examples', 'optimizers',
-          'local_training', 'transforms', 'uplink', 'server', 'rounds',
-          'parallel', 'algorithms', 'simulation'}
+          'local_training', 'transforms', 'uplink', 'server', 'blocks',
+          'rounds', 'parallel', 'algorithms', 'simulation'}
 MEETING_POINT = {'orchestration'}
 
 DEVICE_LIBRARIES = {'jax', 'jaxlib', 'flax', 'optax'}

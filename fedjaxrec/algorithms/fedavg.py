@@ -6,13 +6,13 @@ FedProx is `client.proximal_mu`; FedAvgM, FedAdagrad, FedAdam and FedYogi are
 
 import optax
 
+from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.examples import draw_examples
 from fedjaxrec.local_training import make_local_training
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.objectives import OBJECTIVES
 from fedjaxrec.optimizers import build_optimizer, make_schedule
-from fedjaxrec.rounds import Algorithm
 from fedjaxrec.server import make_server
 
 

@@ -5,9 +5,9 @@ and its name in `ALGORITHMS` of `config/learning.py`.
 from typing import Any
 
 from fedjaxrec.algorithms.fedavg import make_fedavg
+from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.rounds import Algorithm
 
 ALGORITHMS = {
     'fedavg': make_fedavg,

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjaxrec.blocks import Algorithm
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.local_training import View
 from fedjaxrec.participation.plan import choose_capacities
 from fedjaxrec.population import Client
-from fedjaxrec.rounds import Algorithm
 from fedjaxrec.server import ServerState
 
 PyTree = Any

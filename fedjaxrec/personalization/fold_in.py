@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import CohortConfig, Config
 from fedjaxrec.data.interactions import Interactions
-from fedjaxrec.rounds import Algorithm
 from fedjaxrec.simulation import make_simulation
 
 PyTree = Any

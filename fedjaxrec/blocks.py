@@ -1,0 +1,209 @@
+"""What a block of clients does in a round: read, train, send.
+
+`Algorithm` is what makes one federated method differ from another; a block is
+the clients that train side by side. `rounds` walks over the blocks.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjaxrec.local_training import Contribution, View
+from fedjaxrec.population import (
+    ByItem,
+    Client,
+    gather_clients,
+    gather_personal,
+    scatter_personal,
+)
+from fedjaxrec.server import Server, ServerState
+from fedjaxrec.uplink import Uplink, send
+
+PyTree = Any
+
+
+class Algorithm(NamedTuple):
+  """All that a federated algorithm is.
+
+  Attributes:
+    init_server: key -> ServerState.
+    init_personal: key -> what one client keeps; leaves of a `ByItem` have the
+      leading axis [num_items].
+    draw: (Client, key) -> examples; examples.rows (int32, any shape [...], with
+      num_items for unused slots) are the item rows that the client touches.
+    client_update: (View, examples, num_examples) -> (Contribution, personal),
+      for a block of clients; leaves of View.item_rows are [B, *rows.shape,
+      ...], and so are those of a `ByItem` in personal.
+    server: The server's step.
+    learning_rate_scale: round_index -> the clients' factor.
+    weight_by_examples: Whether a client's weight is its number of interactions;
+      otherwise 1.
+    score: The recommender's score, for evaluation.
+    broadcast: ServerState -> what every client downloads whole.
+    empty_contribution: ServerState -> zeros of what the cohort sums up to:
+      (item leaves [num_items, ...], whole leaves).
+    mix_clients: (ServerState, personal of all clients) -> the same two, after
+      the server's step: for servers that see more than the sum, each client's
+      upload, which a secure sum would not let them. None for the others.
+  """
+  init_server: Callable[[jax.Array], ServerState]
+  init_personal: Callable[[jax.Array], PyTree]
+  draw: Callable[[Client, jax.Array], Any]
+  client_update: Callable[..., tuple[Contribution, PyTree]]
+  server: Server
+  learning_rate_scale: Callable[[jax.Array], jax.Array]
+  weight_by_examples: bool
+  score: Callable[[PyTree, PyTree, PyTree], jax.Array]
+  broadcast: Callable[[ServerState], PyTree] = lambda server: server.shared
+  empty_contribution: Callable[[ServerState], tuple[PyTree, PyTree]] = (
+      lambda server: jax.tree.map(
+          lambda x: jnp.zeros(x.shape, jnp.float32),
+          (server.item_table, server.shared)))
+  mix_clients: (
+      Callable[[ServerState, PyTree], tuple[ServerState, PyTree]] | None
+  ) = None
+
+
+class WithMemory(NamedTuple):
+  """What a client keeps where its uplink has a memory.
+
+  Attributes:
+    personal: As the algorithm has it.
+    memory: (ByItem of item leaves, shared leaves): what was not sent yet.
+  """
+  personal: PyTree
+  memory: tuple[ByItem, PyTree]
+
+
+def make_block_work(
+    algorithm: Algorithm,
+    num_clients: int,
+    num_items: int,
+    num_devices: int,
+    axis_name: str | None,
+    uplink: Uplink,
+) -> Callable:
+  """Builds begin(server, data, key) -> (read_block, train): a round's work.
+
+  Args:
+    algorithm: What clients and server do.
+    num_clients: Clients in the population.
+    num_items: Items in the catalogue.
+    num_devices: Devices that share the population.
+    axis_name: The mapped axis of the devices; None on a single one.
+    uplink: What happens to a delta on its way to the sum.
+
+  Returns:
+    begin. With the server's state at the round's start, this device's data and
+    the run's key: read_block(capacity, members) -> (clients, keys, examples),
+    and train(capacity, members, personal) -> (rows, delta, weight, reports,
+    personal, metrics): the item rows that are sent, int32 [B, ...]; the pair of
+    their deltas and the whole ones; float32 [B] weights, 0 for who does not
+    count; the block's summed reports; all clients' personal parameters; and
+    (loss sum, loss terms, reported, examples, rejected) of the block.
+  """
+  def begin(start, data, key):
+    round_key = jax.random.fold_in(key, start.round_index)
+    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+
+    def read_block(capacity, members):
+      """A block's clients, their keys, and what they train on."""
+      per_device = data.offsets.shape[0] - 1
+      client_id = jnp.where(
+          members < per_device, members * num_devices + device, num_clients)
+      clients = gather_clients(data, members, client_id, capacity, num_items)
+      keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(client_id)
+      return clients, keys, jax.vmap(algorithm.draw)(clients, keys)
+
+    learning_rate_scale = algorithm.learning_rate_scale(start.round_index)
+    whole = algorithm.broadcast(start)
+
+    def train(capacity, members, personal):
+      clients, keys, examples = read_block(capacity, members)
+      rows = examples.rows
+      view = View(
+          jax.tree.map(
+              lambda x: x.at[rows].get(mode='fill', fill_value=0).astype(
+                  jnp.float32), start.item_table),
+          jax.tree.map(
+              lambda x: jnp.broadcast_to(x, (len(members), *x.shape)), whole),
+          gather_personal(
+              personal.personal if uplink.has_memory else personal,
+              members, rows),
+          learning_rate_scale)
+      contribution, own = algorithm.client_update(
+          view, examples, clients.num_examples)
+      delta = (contribution.item_rows, contribution.shared)
+      weight = clients.num_examples.astype(jnp.float32)
+      if not algorithm.weight_by_examples:
+        weight = (weight > 0).astype(jnp.float32)
+      loss = (contribution.loss_sum, contribution.loss_count)
+      rejected = jnp.int32(0)
+      reports: PyTree = ()
+      if uplink.is_plain:
+        rows_sent = rows
+      else:
+        trained = weight > 0
+        used = (rows < num_items) & trained.reshape(-1, *[1] * (rows.ndim - 1))
+        if uplink.open_rows is not None:
+          used &= uplink.open_rows.at[rows].get(mode='clip')
+        rows_sent = rows
+        if uplink.is_dense:
+          delta = (spread(delta[0], rows, num_items), delta[1])
+          rows_sent = jnp.broadcast_to(
+              jnp.arange(num_items, dtype=jnp.int32), (len(members), num_items))
+          used = jnp.broadcast_to(
+              trained[:, None] if uplink.open_rows is None
+              else trained[:, None] & uplink.open_rows, rows_sent.shape)
+        memory: PyTree = ()
+        if uplink.has_memory:
+          held = gather_personal(personal.memory, members, rows_sent)
+          memory = (held[0].rows, held[1])
+        sent = jax.vmap(
+            lambda d, u, m, k: send(uplink, d, u, m, start.transform_state, k)
+        )(delta, used, memory, keys)
+        delta = sent.delta
+        rejected = (trained & ~sent.accepted).sum(dtype=jnp.int32)
+        counts = trained & sent.accepted
+        weight = jnp.where(counts, weight, 0)
+        loss = jax.tree.map(lambda x: jnp.where(sent.accepted, x, 0), loss)
+        reports = jax.tree.map(
+            lambda x: jnp.where(counts, x.astype(jnp.float32), 0).sum(0),
+            sent.reports)
+        # A client that is rejected has learnt nothing worth keeping.
+        own = jax.tree.map(
+            lambda new, old: jnp.where(
+                sent.accepted.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+            own, view.personal)
+        # A padding client sends nothing, whatever a transform made of it.
+        delta = jax.tree.map(
+            lambda x: jnp.where(
+                counts.reshape(-1, *[1] * (x.ndim - 1)), x,
+                jnp.zeros((), x.dtype)), delta)
+        if uplink.has_memory:
+          own = WithMemory(own, (ByItem(sent.memory[0]), sent.memory[1]))
+      if uplink.has_memory:
+        personal = WithMemory(
+            scatter_personal(personal.personal, members, rows, own.personal),
+            scatter_personal(personal.memory, members, rows_sent, own.memory))
+      else:
+        personal = scatter_personal(personal, members, rows, own)
+      metrics = (
+          loss[0].sum(), loss[1].sum(), (weight > 0).sum(dtype=jnp.int32),
+          contribution.num_examples.sum().astype(jnp.float32), rejected)
+      return rows_sent, delta, weight, reports, personal, metrics
+
+    return read_block, train
+
+  return begin
+
+
+def spread(item_rows: PyTree, rows: jax.Array, num_items: int) -> PyTree:
+  """Lays touched rows out as whole tables: leaves [B, num_items, ...]."""
+  flat = rows.reshape(len(rows), -1)
+  return jax.tree.map(
+      lambda x: jax.vmap(lambda r, d: jnp.zeros(
+          (num_items, *d.shape[1:]), d.dtype).at[r].add(d, mode='drop'))(
+              flat, x.reshape(*flat.shape, *x.shape[rows.ndim:])), item_rows)
