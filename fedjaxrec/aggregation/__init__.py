@@ -1,0 +1,1 @@
+"""Sums of clients' updates: who learns what, at which cost."""
