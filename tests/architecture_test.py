@@ -22,19 +22,19 @@ ROOMS = (
   'objectives', 'examples', 'optimizers', 'local_training', 'transforms',
   'aggregation', 'uplink', 'server', 'blocks', 'rounds', 'parallel',
   'algorithms', 'communication',
-  'simulation', 'personalization', 'evaluation', 'references', 'privacy',
-  'governance', 'export', 'reports', 'orchestration', '__init__', 'cli',
-  '__main__',
+  'simulation', 'study', 'personalization', 'evaluation', 'references', 'privacy',
+  'governance', 'export', 'reports', 'orchestration', '__init__',
+  'sweep_cli', 'cli', '__main__',
 )
 # Who may ask the package for its version by `import fedjaxrec`.
 ASK_VERSION = {'orchestration', 'cli', '__main__'}
 # Whole rooms on one side. Other rooms have files of both sides; there, as
 # everywhere but where the sides meet, no file is on both.
 HOST = {'config', 'flags', 'data', 'participation', 'governance', 'reports',
-        '__init__', 'cli', '__main__'}
+        '__init__', 'sweep_cli', 'cli', '__main__'}
 DEVICE = {'population', 'models', 'objectives', 'examples', 'optimizers',
           'local_training', 'transforms', 'uplink', 'server', 'blocks',
-          'rounds', 'parallel', 'algorithms', 'simulation'}
+          'rounds', 'parallel', 'algorithms', 'simulation', 'study'}
 MEETING_POINT = {'orchestration'}
 
 DEVICE_LIBRARIES = {'jax', 'jaxlib', 'flax', 'optax'}

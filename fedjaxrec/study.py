@@ -1,0 +1,392 @@
+"""Many runs in one program: seeds and scalars as a leading axis of a whole run.
+
+The members of a study differ in their seed and in scalars that only enter
+arithmetic (learning rates, L2, ...). The compiled run of one member is written
+with a config whose differing scalars are traced, and `jax.vmap`ped: everything
+that depends on a seed (initial values, cohorts, draws) follows. So an ablation
+over 8 seeds compiles once, and an accelerator works on 8 tables at a time.
+
+Numbers are those of the single runs, to the order of float sums. A loop's trip
+count is the same for all members (a vmapped loop with a trip count for each
+would copy its whole carry every turn): cohorts are planned to the largest
+number of blocks of any member, and the places that are left over are padding.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjaxrec import parallel, population, rounds
+from fedjaxrec.blocks import Algorithm
+from fedjaxrec.config import Config, to_dict
+from fedjaxrec.models.registry import build_recommender
+from fedjaxrec.participation.plan import Plan, make_planner
+from fedjaxrec.participation.samplers import build_sampler
+from fedjaxrec.rounds import RoundMetrics
+from fedjaxrec.simulation import (
+    State,
+    call_interval,
+    choose_block_size,
+    choose_classes,
+    make_parts,
+    slots_of_cohort,
+)
+
+PyTree = Any
+# Config -> the keyword arguments of `make_parts` that depend on it.
+MakeTransforms = Callable[[Config], Mapping[str, Any]]
+Training = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+AXIS = 'members'
+# Scalars that only enter arithmetic, so that one program serves all their
+# values. Zero is another program where zero switches something off.
+TRACEABLE = (
+    'client.final_fraction', 'client.item_learning_rate',
+    'client.learning_rate', 'client.momentum', 'client.proximal_mu',
+    'objective.l2', 'server.b1', 'server.b2', 'server.eps',
+    'server.final_fraction', 'server.learning_rate', 'server.momentum',
+)
+
+
+class Member(NamedTuple):
+  """One member as evaluation sees it; stands where a `Simulation` does.
+
+  Attributes:
+    init: () -> State as NumPy arrays; personal leaves [num_clients, ...].
+    personal_by_client: State -> the clients' own parameters.
+    algorithm: With the member's scalars; members that differ in the seed alone
+      share it, and so what is compiled with it.
+    placement: The devices.
+    key: The key of the clients' draws.
+  """
+  init: Callable[[], State]
+  personal_by_client: Callable[[State], PyTree]
+  algorithm: Algorithm
+  placement: parallel.Placement
+  key: jax.Array
+
+
+class Study(NamedTuple):
+  """Runs side by side, ready to go.
+
+  Attributes:
+    init: () -> State; leaves have the leading axis [members].
+    plan: (first_round, num_rounds) -> the chunk's plan at its devices.
+    execute: (State, plan, num_rounds) -> (State, RoundMetrics with leaves
+      [members, rounds_per_call]). The state is donated. Returns before the
+      devices are done.
+    run: (State, first_round, num_rounds) -> the same, with its own plan.
+    restore: State of NumPy arrays -> State at its devices.
+    to_host: State -> State of NumPy arrays.
+    members: One for each config given.
+    rounds_per_call: Most rounds of one call.
+    placement: The devices that share the members.
+    max_cohort: The largest cohort that a round of any member can have.
+  """
+  init: Callable[[], State]
+  plan: Callable[[int, int], Plan]
+  execute: Callable[[State, Plan, int], tuple[State, RoundMetrics]]
+  run: Callable[[State, int, int], tuple[State, RoundMetrics]]
+  restore: Callable[[State], State]
+  to_host: Callable[[State], State]
+  members: tuple[Member, ...]
+  rounds_per_call: int
+  placement: parallel.Placement
+  max_cohort: int
+
+
+def read_field(config: Config, name: str) -> Any:
+  """The value of a dotted name."""
+  return functools.reduce(getattr, name.split('.'), config)
+
+
+def program_key(config: Config) -> str:
+  """What separates programs: configs with one key can share one.
+
+  Everything but the seed and the scalars of `TRACEABLE`; of those, whether they
+  are 0.
+  """
+  values = to_dict(config)
+  values.pop('seed')
+  for name in TRACEABLE:
+    section, field = name.split('.')
+    values[section][field] = bool(values[section][field])
+  return repr(values)
+
+
+def trace_fields(config: Config, values: Mapping[str, Any]) -> Config:
+  """A copy of a config with other values, which are not validated.
+
+  Args:
+    config: A valid config.
+    values: Dotted name -> value, a traced scalar for example; each was valid as
+      a number in a config of its own.
+  """
+  result = copy.copy(config)
+  for name, value in values.items():
+    section, _, field = name.rpartition('.')
+    owner = result
+    if section:
+      owner = copy.copy(getattr(result, section))
+      object.__setattr__(result, section, owner)
+    object.__setattr__(owner, field, value)
+  return result
+
+
+def member_bytes(
+    config: Config, num_examples: np.ndarray, num_items: int,
+    make_transforms: MakeTransforms = lambda config: {}
+) -> int:
+  """About what one member needs on a device; nothing is computed.
+
+  Its state twice (before and after a round), the sum of the deltas, and a block
+  of clients with rows, deltas, gradients and what the compiler adds. Data that
+  members share is not counted.
+
+  Args:
+    config: A member's config.
+    num_examples: int [num_clients]: training interactions.
+    num_items: Items in the catalogue.
+    make_transforms: See `make_study`.
+  """
+  parts = make_parts(
+      config, build_recommender(config.model, num_items), num_items,
+      **make_transforms(config))
+  server, own = jax.eval_shape(
+      lambda key: (parts.algorithm.init_server(key),
+                   parts.algorithm.init_personal(key)), parts.server_key)
+  size = lambda tree: sum(
+      x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  _, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
+  block = choose_block_size(config, jax.default_backend(), max_cohort)
+  slots = int(max(num_examples)) * (1 + config.objective.drawn_negatives)
+  row = size(server.item_table) / num_items
+  return int(2 * size(server) + 2 * len(num_examples) * size(own)
+             + size((server.item_table, server.shared))
+             + 6 * block * (slots * row + size(server.shared) + size(own)))
+
+
+def _choose_devices(
+    config: Config, devices: Sequence[jax.Device] | None, num_members: int
+) -> parallel.Placement:
+  """The devices that share the members; no more than there are members."""
+  settings = config.parallel
+  if settings.mode == 'pmap' or getattr(settings, 'coordinator', ''):
+    raise ValueError(
+        f'parallel.mode={settings.mode} with parallel.coordinator='
+        f'{getattr(settings, "coordinator", "")!r}: a study runs in one '
+        'process, and shares its members among devices by shard_map; use '
+        'parallel.mode=auto.')
+  found = parallel.choose_placement(
+      settings, jax.local_devices() if devices is None else devices)
+  chosen = found.devices[:num_members]
+  return parallel.Placement(
+      'single' if len(chosen) == 1 else 'shard_map', chosen)
+
+
+def make_study(
+    configs: Sequence[Config],
+    training: Sequence[Training],
+    num_items: int,
+    *,
+    make_transforms: MakeTransforms = lambda config: {},
+    devices: Sequence[jax.Device] | None = None,
+) -> Study:
+  """Builds a study; nothing compiles before its first call.
+
+  Memory: a copy of tables, personal parameters and a block's slots for every
+  member (`member_bytes`); data that all members share is there once a device.
+  Several devices share the members, which then need not talk to each other.
+
+  Args:
+    configs: The members', of one `program_key`.
+    training: For each member (offsets, items, labels) as `make_simulation`
+      takes them, of equally many clients. Where all are the same objects, the
+      data is placed once.
+    num_items: Items in the catalogue.
+    make_transforms: Config -> keyword arguments of `make_parts`. It is called
+      with scalars traced, and must only compute with them.
+    devices: Devices to choose from; None: all local ones.
+
+  Raises:
+    ValueError: If the configs cannot share a program, or the cohort or the
+      devices asked for are not there.
+  """
+  if len({program_key(config) for config in configs}) != 1:
+    raise ValueError(
+        f'num_members={len(configs)}: members of one program differ in their '
+        f'seed and in {", ".join(TRACEABLE)} (zero or not zero throughout) '
+        'alone; make a study for each `program_key`.')
+  num_members, first = len(configs), configs[0]
+  num_clients = len(training[0][0]) - 1
+  if len({len(offsets) for offsets, _, _ in training}) != 1:
+    raise ValueError(
+        'members of one program need equally many clients; make a study for '
+        'each number of clients.')
+  placement = _choose_devices(first, devices, num_members)
+  # Every device has equally many lanes; the last member fills what is over.
+  lanes = -(-num_members // placement.num_devices) * placement.num_devices
+  lane = [min(i, num_members - 1) for i in range(lanes)]
+
+  recommender = build_recommender(first.model, num_items)
+  counts = [np.diff(offsets) for offsets, _, _ in training]
+  shares_data = all(
+      mine is theirs for other in training[1:]
+      for mine, theirs in zip(training[0], other))
+  capacities = choose_classes(
+      first, counts[0] if shares_data else np.concatenate(counts))
+  samplers, cohorts = zip(*(
+      build_sampler(config.cohort, count, config.seed)
+      for config, count in zip(configs, counts)))
+  max_cohort = max(cohorts)
+  block_size = choose_block_size(
+      first, placement.devices[0].platform, max_cohort)
+  rounds_per_call = call_interval(first, max_cohort * lanes)
+  planners = [
+      make_planner(count, capacities, block_size, 1, cohort, rounds_per_call)
+      for count, cohort in zip(counts, cohorts)]
+
+  varied = [name for name in TRACEABLE
+            if len({read_field(config, name) for config in configs}) > 1]
+  # Stacked one by one, Python's numbers stay weakly typed, as constants are.
+  scalars = {name: jnp.stack([
+      jnp.asarray(float(read_field(configs[i], name))) for i in lane])
+      for name in varied}
+  scalars['seed'] = jnp.asarray([configs[i].seed for i in lane], jnp.int32)
+
+  def parts_of(values):
+    config = trace_fields(first, values)
+    return make_parts(config, recommender, num_items, **make_transforms(config))
+
+  known = make_parts(first, recommender, num_items, **make_transforms(first))
+  visit_touched_rows = (
+      known.algorithm.server.rows_stand_still and known.uplink.codec is None
+      and max(slots_of_cohort(first, count, max_cohort)
+              for count in counts) * 2 < num_items)
+
+  def init_one(values):
+    parts = parts_of(values)
+    init = lambda i: parts.algorithm.init_personal(
+        jax.random.fold_in(parts.personal_key, i))
+    return State(parts.algorithm.init_server(parts.server_key),
+                 jax.vmap(init)(jnp.arange(num_clients)))
+
+  def run_one(values, state, data, plan, num_rounds):
+    parts = parts_of(values)
+    run = rounds.make_run_rounds(rounds.make_round(
+        parts.algorithm, capacities, num_clients, num_items,
+        visit_touched_rows=visit_touched_rows, uplink=parts.uplink))
+    server, personal, metrics = run(
+        state.server, state.personal, data, plan, num_rounds, parts.client_key)
+    return State(server, personal), metrics
+
+  data_axis = None if shares_data else 0
+  plan_axes = Plan((0,) * len(capacities), None)  # type: ignore[arg-type]
+  call = jax.vmap(run_one, (0, 0, data_axis, plan_axes, None))
+  init_all = jax.vmap(init_one)
+  spread, copied = PartitionSpec(AXIS), PartitionSpec()
+  mesh = Mesh(np.array(placement.devices), (AXIS,))
+  if placement.mode != 'single':
+    # Each device sees its own members only, so trip counts are its own, too.
+    call = jax.shard_map(
+        call, mesh=mesh, check_vma=False, out_specs=spread,
+        in_specs=(spread, spread, copied if shares_data else spread,
+                  Plan((spread,) * len(capacities), copied), copied))
+    init_all = jax.shard_map(
+        init_all, mesh=mesh, check_vma=False, in_specs=spread,
+        out_specs=spread)
+  call, init_all = jax.jit(call, donate_argnums=(1,)), jax.jit(init_all)
+
+  def put(tree, spec=spread):
+    return jax.device_put(tree, placement.devices[0] if (
+        placement.mode == 'single') else NamedSharding(mesh, spec))
+
+  def stack(trees):
+    return jax.tree.map(lambda *leaves: np.stack(_same_size(leaves)), *trees)
+
+  placed = [jax.tree.map(lambda x: x[0], population.place_clients(*part))
+            for part in (training[:1] if shares_data else training)]
+  data = put(placed[0], copied) if shares_data else put(
+      stack([placed[i] for i in lane]))
+  scalars = put(scalars)
+
+  def init():
+    return init_all(scalars)
+
+  def plan(first_round, num_rounds):
+    if num_rounds > rounds_per_call:
+      raise ValueError(
+          f'num_rounds={num_rounds} is more than rounds_per_call='
+          f'{rounds_per_call}: plans have room for no more; call again.')
+    plans = [planner(sampler, first_round, num_rounds)
+             for planner, sampler in zip(planners, samplers)]
+    blocks = np.max([p.num_blocks[0] for p in plans], 0)
+    index = tuple(
+        np.stack([padded[i] for i in lane]) for padded in (
+            _same_blocks([p.local_index[c][0] for p in plans], num_clients)
+            for c in range(len(capacities))))
+    return Plan(put(index), put(blocks, copied))
+
+  def execute(state, chunk, num_rounds):
+    state, metrics = call(
+        scalars, state, data, chunk, np.int32(num_rounds))
+    return state, jax.tree.map(lambda x: x[:num_members], metrics)
+
+  def run(state, first_round, num_rounds):
+    return execute(state, plan(first_round, num_rounds), num_rounds)
+
+  def to_host(state):
+    return jax.tree.map(lambda x: np.asarray(x)[:num_members], state)
+
+  def restore(state):
+    return put(jax.tree.map(lambda x: np.asarray(x)[lane], state))
+
+  @functools.cache
+  def start():
+    return to_host(init())
+
+  algorithms: dict[tuple, Algorithm] = {}
+
+  def make_member(index):
+    config = configs[index]
+    values = tuple(read_field(config, name) for name in varied)
+    parts = make_parts(
+        config, recommender, num_items, **make_transforms(config))
+    return Member(
+        lambda: jax.tree.map(lambda x: x[index], start()),
+        lambda state: (state.personal.personal if parts.uplink.has_memory
+                       else state.personal),
+        algorithms.setdefault(values, parts.algorithm), placement,
+        parts.client_key)
+
+  return Study(
+      init, plan, execute, run, restore, to_host,
+      tuple(map(make_member, range(num_members))), rounds_per_call, placement,
+      max_cohort)
+
+
+def _same_size(leaves: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """Fills the last axis of shorter leaves with zeros: nobody reads them."""
+  widest = max(leaf.shape[-1] for leaf in leaves)
+  return [np.pad(leaf, [(0, 0)] * (leaf.ndim - 1)
+                 + [(0, widest - leaf.shape[-1])]) for leaf in leaves]
+
+
+def _same_blocks(
+    indices: Sequence[np.ndarray], num_clients: int
+) -> list[np.ndarray]:
+  """Fills int32 [rounds, blocks, B] of fewer blocks with padding clients."""
+  most = max(index.shape[1] for index in indices)
+  return [np.pad(index, [(0, 0), (0, most - index.shape[1]), (0, 0)],
+                 constant_values=num_clients) for index in indices]
+
+
+def member_state(state: State, index: int) -> State:
+  """One member's state, of a State on the host; no copy."""
+  return jax.tree.map(lambda x: x[index], state)
