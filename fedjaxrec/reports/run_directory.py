@@ -169,7 +169,8 @@ def truncate_metrics(
 
 
 def check_workdir(
-    workdir: str | os.PathLike[str], *, resume: bool, overwrite: bool
+    workdir: str | os.PathLike[str], *, resume: bool, overwrite: bool,
+    is_ours: Callable[[pathlib.Path], bool] | None = None, what: str = 'run'
 ) -> bool:
   """Checks that a run may use a directory; changes nothing.
 
@@ -182,6 +183,8 @@ def check_workdir(
     workdir: The run directory.
     resume: Whether to continue the run that is there.
     overwrite: Whether to replace it.
+    is_ours: Whether a directory holds a run; None: by its config.json.
+    what: What a run is called.
 
   Returns:
     Whether there is a run that is to be continued.
@@ -194,7 +197,7 @@ def check_workdir(
   if resume and overwrite:
     raise ValueError(
         'resume=True and overwrite=True contradict each other; continue the '
-        'run with --resume or replace it with --overwrite.')
+        f'{what} with --resume or replace it with --overwrite.')
   for parent in (workdir, *workdir.parents):
     if parent.exists():
       if not parent.is_dir():
@@ -208,19 +211,19 @@ def check_workdir(
       break
   if not workdir.exists():
     return False
-  if not _is_run(workdir):
+  if not (is_ours or _is_run)(workdir):
     # A run that was killed while it began has left temporary files only.
     others = sorted(path.name for path in workdir.iterdir()
                     if not path.name.startswith(_TEMPORARY_PREFIX))
     if others:
       raise ValueError(
-          f'{name} is not a run directory (no {CONFIG} of a run) and holds '
+          f'{name} is not a {what} directory, and holds '
           f'{others[0]!r}{" and more" if len(others) > 1 else ""}; nothing of '
           'it will be touched: choose a new or empty --workdir.')
     return False
   if not resume and not overwrite:
     raise ValueError(
-        f'{name} already holds a run; continue it with --resume, replace it '
+        f'{name} already holds a {what}; continue it with --resume, replace it '
         'with --overwrite, or choose another --workdir.')
   return resume
 
