@@ -120,7 +120,8 @@ def _run_datasets(values: flags.FlagValues, arguments: list[str]) -> int:
   if given.present and given.value != arguments[0]:
     raise UsageError(f'--data.source={given.value} and {arguments[0]} name two '
                      'data sets; give one.')
-  split_name = 'published' if arguments[0] == 'ncf' else 'leave_one_out'
+  has_split = arguments[0] in config_lib.PUBLISHED_SPLITS
+  split_name = 'published' if has_split else 'leave_one_out'
   config = read_config(values, config_lib.Config(
       data=config_lib.DataConfig(source=arguments[0]),
       split=config_lib.SplitConfig(name=split_name)))
@@ -151,6 +152,7 @@ def _sources_table(cache_dir: str) -> str:
           'yes' if is_cached else 'no'))
   rows += [
     ('ncf', *3 * ('-',), 'see the files', 'needs --data.path'),
+    ('citeulike-a', *3 * ('-',), 'see the files', 'needs --data.path'),
     ('synthetic', *3 * ('any',), 'none: made up', '-'),
     ('csv:FILE', *3 * ('-',), 'see the file', '-'),
     ('parquet:FILE', *3 * ('-',), 'see the file', '-'),

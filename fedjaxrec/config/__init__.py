@@ -14,6 +14,7 @@ from fedjaxrec.config.compression import (
     CompressionConfig,
 )
 from fedjaxrec.config.data import (
+    PUBLISHED_SPLITS,
     SOURCE_PREFIXES,
     SOURCES,
     SPLITS,
@@ -52,7 +53,8 @@ from fedjaxrec.config.run import (
 
 __all__ = [
     'ALGORITHMS', 'MODELS', 'OBJECTIVES', 'OPTIMIZERS', 'PARALLEL_MODES',
-    'PROTOCOLS', 'ROW_NORMALIZATIONS', 'SAMPLERS', 'SCHEDULES', 'SELECTIONS',
+    'PROTOCOLS', 'PUBLISHED_SPLITS', 'ROW_NORMALIZATIONS', 'SAMPLERS',
+    'SCHEDULES', 'SELECTIONS',
     'GRANULARITIES', 'QUANTIZERS', 'SKETCHES', 'SPARSIFIERS',
     'SOURCES', 'SOURCE_PREFIXES', 'SPLITS', 'WEIGHTINGS',
     'AlgorithmConfig', 'CheckpointConfig', 'ClientConfig', 'CohortConfig',

@@ -12,11 +12,15 @@ from fedjaxrec.config.rules import (
 
 SOURCES = (
     'movielens-100k', 'movielens-1m', 'movielens-latest-small',
-    'movielens-10m', 'movielens-20m', 'movielens-25m', 'ncf', 'synthetic',
+    'movielens-10m', 'movielens-20m', 'movielens-25m', 'ncf', 'citeulike-a',
+    'synthetic',
 )
+# These come with a split of their own, and no other source does.
+PUBLISHED_SPLITS = ('ncf', 'citeulike-a')
 SOURCE_PREFIXES = ('csv:', 'parquet:', 'tfds:')
 SPLITS = (
-    'leave_one_out', 'user_ratio', 'global_time', 'user_holdout', 'published',
+    'leave_one_out', 'user_ratio', 'global_time', 'user_holdout',
+    'item_holdout', 'published',
 )
 
 
@@ -126,7 +130,8 @@ class SplitConfig:
   Attributes:
     name: leave_one_out (by time: last = test, second last = validation),
       user_ratio (each user's latest), global_time (one cut-off for all),
-      user_holdout (unseen users with fold-in), published (the source's own).
+      user_holdout (unseen users with fold-in), item_holdout (unseen items,
+      ranked among themselves), published (the source's own).
     validation_fraction: Share set aside for validation (not leave_one_out).
     test_fraction: Share set aside for test (not leave_one_out).
     fold_in_fraction: Share of a held-out user's interactions given to the

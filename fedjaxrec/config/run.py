@@ -4,7 +4,12 @@ import dataclasses
 from typing import Any
 
 from fedjaxrec.config.compression import CompressionConfig
-from fedjaxrec.config.data import DataConfig, SplitConfig, SyntheticConfig
+from fedjaxrec.config.data import (
+  PUBLISHED_SPLITS,
+  DataConfig,
+  SplitConfig,
+  SyntheticConfig,
+)
 from fedjaxrec.config.learning import (
   AlgorithmConfig,
   ClientConfig,
@@ -170,11 +175,13 @@ class Config:
           "server.row_normalization='sum' with cohort.weighting='examples': "
           'every row would move by its deltas times the numbers of examples; '
           'use row_normalization=mean, or weighting=equal.')
-    if (self.data.source == 'ncf') != (self.split.name == 'published'):
+    if (self.data.source in PUBLISHED_SPLITS) != (
+        self.split.name == 'published'):
       raise ValueError(
           f'data.source={self.data.source} with split.name={self.split.name}: '
-          'the NCF files come with their own split and no other source does; '
-          'use --data.source=ncf together with --split.name=published.')
+          f'{" and ".join(PUBLISHED_SPLITS)} come with their own split and no '
+          'other source does; use them, and nothing else, together with '
+          '--split.name=published.')
 
 
 def to_dict(config: Any) -> dict[str, Any]:

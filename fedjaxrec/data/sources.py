@@ -7,7 +7,7 @@ prefix that ends in a colon); `config.SOURCES` names it for the flags.
 from collections.abc import Callable
 
 from fedjaxrec import config as config_lib
-from fedjaxrec.data import fetch, licences, movielens, ncf, splits
+from fedjaxrec.data import citeulike, fetch, licences, movielens, ncf, splits
 from fedjaxrec.data import interactions as interactions_lib
 from fedjaxrec.data import synthetic as synthetic_lib
 from fedjaxrec.data import tfds as tfds_lib
@@ -49,9 +49,9 @@ def load_split(config: config_lib.Config) -> splits.Split:
     FileNotFoundError: See `load_interactions`.
     ValueError: See `load_interactions` and `splits.make_split`.
   """
-  if config.data.source == 'ncf':
+  if config.data.source in _SPLIT_LOADERS:
     _refuse_filters(config.data)
-    return ncf.load(config.data.path)
+    return _SPLIT_LOADERS[config.data.source](config.data.path)
   interactions = load_interactions(config.data, config.synthetic, config.seed)
   return splits.make_split(interactions, config.split)
 
@@ -86,7 +86,7 @@ def _load_tfds(config: config_lib.DataConfig) -> Interactions:
       tuple(columns))
 
 
-def _load_ncf(config: config_lib.DataConfig) -> Interactions:
+def _refuse_split(config: config_lib.DataConfig) -> Interactions:
   raise ValueError(
       f'data.source={config.source} is a split, not plain interactions; load '
       'it with load_split and split.name=published.')
@@ -94,10 +94,16 @@ def _load_ncf(config: config_lib.DataConfig) -> Interactions:
 
 _LOADERS: dict[str, Callable[[config_lib.DataConfig], Interactions]] = {
     **{source: _load_movielens for source in movielens.EDITIONS},
-    'ncf': _load_ncf,
+    'ncf': _refuse_split,
+    'citeulike-a': _refuse_split,
     'csv:': _load_table,
     'parquet:': _load_table,
     'tfds:': _load_tfds,
+}
+
+_SPLIT_LOADERS: dict[str, Callable[[str], splits.Split]] = {
+    'ncf': ncf.load,
+    'citeulike-a': citeulike.load,
 }
 
 
@@ -117,6 +123,6 @@ def _refuse_filters(config: config_lib.DataConfig) -> None:
   for field in ('min_rating', 'min_user_interactions', 'min_item_interactions'):
     if getattr(config, field) != getattr(defaults, field):
       raise ValueError(
-          f'data.{field}={getattr(config, field)} with data.source=ncf: the '
-          'published split is used as it is; leave the filters at their '
-          'defaults.')
+          f'data.{field}={getattr(config, field)} with data.source='
+          f'{config.source}: the published split is used as it is; leave the '
+          'filters at their defaults.')

@@ -35,6 +35,9 @@ class Split:
       user's own positive can be among them (the NCF files): the evaluator
       masks it.
     fingerprint: Of all the interactions, before they were taken apart.
+    validation_candidates: bool [num_items]: what validation items are ranked
+      among; None: all items. Cold items are ranked among cold ones.
+    test_candidates: The same for the test.
   """
   name: str
   train: Interactions
@@ -43,6 +46,8 @@ class Split:
   fold_in: Interactions
   negatives: np.ndarray | None = None
   fingerprint: str = ''
+  validation_candidates: np.ndarray | None = None
+  test_candidates: np.ndarray | None = None
 
   def split_fingerprint(self) -> str:
     """A digest of who has which items in which part, in order.
@@ -85,8 +90,9 @@ def make_split(
   Args:
     interactions: All interactions.
     config: Name and shares.
-    seed: Chooses the held-out users (user_holdout only). It is not the run's
-      seed, so that runs with different seeds are asked the same questions.
+    seed: Chooses the held-out users or items (user_holdout, item_holdout). It
+      is not the run's seed, so that runs with different seeds are asked the
+      same questions.
 
   Raises:
     ValueError: If the split needs times that the source does not have, or
@@ -104,11 +110,15 @@ def make_split(
     split = user_holdout(
         interactions, config.validation_fraction, config.test_fraction,
         config.fold_in_fraction, seed)
+  elif config.name == 'item_holdout':
+    split = item_holdout(
+        interactions, config.validation_fraction, config.test_fraction, seed)
   else:
     raise ValueError(
         f'split.name={config.name!r} cannot be made from interactions: it '
-        'comes ready with its source; use it with --data.source=ncf, or choose '
-        'leave_one_out, user_ratio, global_time or user_holdout.')
+        'comes ready with its source; use it with --data.source=ncf or '
+        'citeulike-a, or choose leave_one_out, user_ratio, global_time, '
+        'user_holdout or item_holdout.')
   for part in ('train', 'validation', 'test'):
     if not getattr(split, part).num_interactions:
       raise ValueError(
@@ -220,6 +230,39 @@ def user_holdout(
       'user_holdout', interactions,
       validation=(row_role == 1) & asked, test=(row_role == 2) & asked,
       fold_in=(row_role > 0) & ~asked)
+
+
+def item_holdout(
+    interactions: Interactions, validation_fraction: float,
+    test_fraction: float, seed: int = 0) -> Split:
+  """Cold start: validation and test items are in nobody's training data.
+
+  A random floor(share) of the items that somebody has, at least one, is held
+  out for the test with all its interactions, and as many as their share says
+  for validation. Only an item's features can tell who wants it, and it is
+  ranked among the held-out items of its own part: beside items that models were
+  trained on, every score would say first of all which items are new.
+
+  Raises:
+    ValueError: If there are fewer than three items with an interaction.
+  """
+  counts = np.bincount(interactions.items, minlength=interactions.num_items)
+  active = np.flatnonzero(counts)
+  if len(active) < 3:
+    raise ValueError(
+        f'split.name=item_holdout with {len(active)} items: it needs at least '
+        '3, one each for training, validation and test.')
+  shuffled = np.random.default_rng(seed).permutation(active)
+  num_test = max(1, int(_share(len(active), test_fraction)))
+  num_validation = max(1, int(_share(len(active), validation_fraction)))
+  role = np.zeros(interactions.num_items, np.int8)
+  role[shuffled[:num_test]] = 2
+  role[shuffled[num_test:num_test + num_validation]] = 1
+  row_role = role[interactions.items]
+  split = _from_masks('item_holdout', interactions,
+                      validation=row_role == 1, test=row_role == 2)
+  return dataclasses.replace(
+      split, validation_candidates=role == 1, test_candidates=role == 2)
 
 
 def _from_masks(

@@ -63,6 +63,28 @@ def check_ranker_inputs(
           'asked for, which is a leak; make the parts of the split disjoint.')
 
 
+def check_candidates(candidates: np.ndarray, targets: Interactions) -> None:
+  """Refuses a choice of candidates that leaves a relevant item out.
+
+  Args:
+    candidates: bool [num_items].
+    targets: The relevant items.
+
+  Raises:
+    ValueError: If the mask has another shape or type, or misses a target.
+  """
+  if candidates.shape != (targets.num_items,) or candidates.dtype != np.bool_:
+    raise ValueError(
+        f'candidates is {candidates.dtype}{list(candidates.shape)}; it must be '
+        f'bool[{targets.num_items}], one entry an item.')
+  missing = ~candidates[targets.items]
+  if missing.any():
+    raise ValueError(
+        f'candidates leaves out {int(missing.sum())} of the targets, the first '
+        f'being item={targets.items[missing.argmax()]}; what is asked for must '
+        'be a candidate.')
+
+
 def make_pairs(
     parts: Sequence[Interactions], users: np.ndarray, batch_size: int
 ) -> Pairs:
@@ -100,6 +122,7 @@ def sample_negatives(
     num_items: int,
     num_negatives: int,
     seed: int,
+    candidates: np.ndarray | None = None,
 ) -> np.ndarray:
   """Draws every user's negatives: uniform, without replacement.
 
@@ -114,6 +137,7 @@ def sample_negatives(
     num_items: Size of the catalogue.
     num_negatives: Negatives a user.
     seed: Seed of the draw.
+    candidates: bool [num_items]: the items to draw from; None: all.
 
   Returns:
     int32 [U, num_negatives], ascending within a user.
@@ -127,7 +151,14 @@ def sample_negatives(
   """
   pairs = make_pairs(forbidden, users, users.size)
   size = pairs.slot.size - pairs.width  # All in one batch, so width at the end.
-  keys = pairs.slot[:size].astype(np.int64) * num_items + pairs.item[:size]
+  slot, item = pairs.slot[:size], pairs.item[:size]
+  names = np.arange(num_items)
+  if candidates is not None:  # They are a smaller catalogue of its own.
+    names = np.flatnonzero(candidates)
+    mine = candidates[item]
+    slot, item = slot[mine], np.searchsorted(names, item[mine])
+    num_items = names.size
+  keys = slot.astype(np.int64) * num_items + item
   keys.sort()  # np.unique hashes int64: 35 s for 20 M keys, against 2 s.
   keys = keys[np.diff(keys, prepend=-1) > 0]
   slot, item = keys // num_items, keys % num_items
@@ -156,7 +187,7 @@ def sample_negatives(
   wanted = np.arange(users.size)[:, None] * (num_items + 1) + chosen
   before = np.searchsorted(gaps, wanted.ravel(), side='right')
   before = before.reshape(chosen.shape) - offsets[:, None]
-  return (chosen + before).astype(np.int32)
+  return names[chosen + before].astype(np.int32)
 
 
 def published_negatives(

@@ -1,4 +1,4 @@
-"""Metrics by user activity. Host side."""
+"""Metrics by user activity and by item popularity. Host side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -48,6 +48,93 @@ def activity_groups(counts: np.ndarray, num_groups: int) -> Groups:
     span = f'{low:,}' if low == high else f'{low:,}-{high:,}'
     labels.append(f'{span} interaction{plural}')
   return Groups(labels, index)
+
+
+def worst_group(
+    ranks: Ranks, counts: np.ndarray, ks: Sequence[int], num_groups: int = 10
+) -> dict[str, float]:
+  """Finds what the activity group that is served worst gets.
+
+  The worst group is the one with the lowest mean; each metric has its own.
+
+  Args:
+    ranks: Of one model.
+    counts: int [num_users] training interactions of all users, by user id.
+    ks: Cut-offs.
+    num_groups: Groups at the quantiles of activity: deciles.
+
+  Returns:
+    'worst_decile_hit_rate@k' and 'worst_decile_ndcg@k' for each cut-off.
+  """
+  groups = activity_groups(
+      counts[metrics_lib.evaluated_users(ranks)], num_groups)
+  sizes = np.bincount(groups.group_of)
+  per_user = metrics_lib.per_user_metrics(ranks, ks)
+  return {
+      f'worst_decile_{name}@{k}': float(
+          (np.bincount(groups.group_of, per_user[f'{name}@{k}']) / sizes).min())
+      for k in ks for name in ('hit_rate', 'ndcg')}
+
+
+def popularity_groups(
+    ranks: Mapping[str, Ranks],
+    popularity: np.ndarray,
+    ks: Sequence[int],
+    num_groups: int = 5,
+) -> list[dict[str, Any]]:
+  """Averages over the relevant items, grouped by their popularity.
+
+  Groups are cut at the quantiles of the popularity of what is asked for, so
+  each holds about as many (user, relevant item) pairs; pairs of equal
+  popularity share a group. recall@k is the share of the pairs that stand in the
+  first k places, gain@k the mean of 1 / log2(rank + 2) of those, 0 of others.
+
+  Args:
+    ranks: Name of a model -> its ranks with `item`; all of the same targets.
+    popularity: [num_items] training interactions of each item.
+    ks: Cut-offs.
+    num_groups: Groups: quintiles.
+
+  Returns:
+    One dict a group, the least popular first: {'label', 'num_pairs',
+    'num_items', and for each model name its means}.
+
+  Raises:
+    ValueError: If ranks do not say their items, or are of different targets.
+  """
+  first: np.ndarray | None = None
+  for name, other in ranks.items():
+    if other.item is None:
+      raise ValueError(
+          f'ranks[{name!r}].item=None: popularity groups need to know whose '
+          'rank it is; use the ranks that make_ranker returns.')
+    pairs = np.stack([other.user, other.item])
+    pairs = pairs[:, np.lexsort(pairs[::-1])]
+    if first is None:
+      first = pairs
+    if not np.array_equal(first, pairs):
+      raise ValueError(
+          f'ranks[{name!r}] has other targets than ranks['
+          f'{next(iter(ranks))!r}]: groups compare models on the same pairs.')
+  assert first is not None
+  asked = np.asarray(popularity)[first[1]].astype(np.int64)
+  labels, group_of = activity_groups(asked, num_groups)
+  result: list[dict[str, Any]] = []
+  for group, label in enumerate(labels):
+    members = group_of == group
+    result.append({
+        'label': label, 'num_pairs': int(members.sum()),
+        'num_items': len(np.unique(first[1][members]))})
+  for name, other in ranks.items():
+    rank = other.rank[np.lexsort((other.item, other.user))].astype(np.int64)
+    for group, entry in enumerate(result):
+      mine = rank[group_of == group]
+      entry[name] = {}
+      for k in ks:
+        hit = mine < k
+        entry[name][f'recall@{k}'] = float(hit.mean())
+        entry[name][f'gain@{k}'] = float((hit / np.log2(mine + 2)).mean())
+  return result
 
 
 def group_metrics(

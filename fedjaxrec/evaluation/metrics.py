@@ -25,6 +25,7 @@ class Ranks(NamedTuple):
   rank: np.ndarray  # int32 [P]; 0 is best; increases strictly within a user.
   num_candidates: np.ndarray  # int32 [P]; the user's non-relevant candidates.
   top: np.ndarray | None = None  # int32 [U, top_k]; -1 where items ran out.
+  item: np.ndarray | None = None  # int32 [P]; the relevant item of the pair.
 
 
 def check_ks(ks: Sequence[int], num_items: int) -> None:

@@ -35,6 +35,7 @@ def make_ranker(
     seed: int,
     negatives: np.ndarray | None = None,
     top_k: int = 0,
+    candidates: np.ndarray | None = None,
 ) -> Callable[[PyTree, PyTree, PyTree], Ranks]:
   """Builds rank_fn(personal, item_table, shared) -> Ranks.
 
@@ -69,19 +70,22 @@ def make_ranker(
     batch_size: Users ranked at once; no effect on the result beyond float
       summation order within `score`.
     seed: Seed of the drawn negatives.
-    negatives: int [num_users, n] published negatives, used by sampled-99 only.
+    negatives: int [num_users, n] published negatives, used by sampled-99 only,
+      and taken as they are, whatever the `candidates`.
     top_k: Length of the recommendation lists in `Ranks.top`; 0: none. Under
       either protocol they are made from the whole catalogue without the
       excluded items; equal scores are listed by item id, and NaN last.
+    candidates: bool [num_items]: the items that are ranked and listed; None:
+      all. Cold items are ranked among themselves.
 
   Returns:
     rank_fn. Leaves of personal have the leading axis [num_users], of item_table
     [num_items]. It raises ValueError, before compiling, if they do not.
 
   Raises:
-    ValueError: If there are no targets, if a target is also excluded (a leak),
-      if a user has too few items to draw negatives from, if `top_k` exceeds the
-      catalogue, or for an unknown protocol.
+    ValueError: If there are no targets, if a target is also excluded (a leak)
+      or no candidate, if a user has too few items to draw negatives from, if
+      `top_k` exceeds the catalogue, or for an unknown protocol.
   """
   if protocol not in PROTOCOLS:
     raise ValueError(
@@ -92,6 +96,8 @@ def make_ranker(
         f'evaluation.batch_size={batch_size} must be at least 1.')
   check_ks([top_k] if top_k else [], num_items)
   candidates_lib.check_ranker_inputs(targets, excluded, num_items)
+  if candidates is not None:
+    candidates_lib.check_candidates(candidates, targets)
   counts = np.diff(targets.offsets)
   users = np.flatnonzero(counts).astype(np.int32)
   counts = counts[users]
@@ -116,7 +122,7 @@ def make_ranker(
     if negatives is None:
       negatives = candidates_lib.sample_negatives(
           [targets, *excluded], users, num_items, int(protocol.split('-')[1]),
-          seed)
+          seed, candidates)
     else:
       negatives = candidates_lib.published_negatives(negatives, targets, users)
     plan['negative'] = np.pad(negatives, ((0, padding), (0, 0)), mode='edge')
@@ -134,8 +140,11 @@ def make_ranker(
         jax.lax.dynamic_slice_in_dim(plan[name], start, blocked_pairs.width)
         for name in ('blocked_slot', 'blocked_item'))
     # Rows of later batches, and the padding, lie past the end and are dropped.
-    return jnp.zeros((batch_size, num_items), bool).at[
+    blocked = jnp.zeros((batch_size, num_items), bool).at[
         row - batch * batch_size, item].set(True, mode='drop')
+    if candidates is not None:
+      blocked |= ~jnp.asarray(candidates)[None, :]
+    return blocked
 
   @jax.jit
   def rank_batch(plan, batch, personal, item_table, shared):
@@ -171,8 +180,9 @@ def make_ranker(
       few = _checked(few, asked.shape)
       wanted, others = few[:, :max_relevant], few[:, max_relevant:]
       is_candidate = negative < num_items
-    rank, num_candidates = _rank(wanted, valid, others, is_candidate)
-    return rank, num_candidates, top
+    rank, order, num_candidates = _rank(wanted, valid, others, is_candidate)
+    item = jnp.take_along_axis(relevant, order, axis=1)
+    return rank, num_candidates, item, top
 
   def rank_fn(personal: PyTree, item_table: PyTree, shared: PyTree) -> Ranks:
     _check_leading_axis('personal', personal, 'num_users', targets.num_users)
@@ -189,15 +199,15 @@ def make_ranker(
         results.append(jax.device_get(waiting))
       waiting = running
     results.append(jax.device_get(waiting))
-    rank, num_candidates = (
+    rank, num_candidates, item = (
         np.concatenate([result[i] for result in results])[:users.size]
-        for i in range(2))
+        for i in range(3))
     valid = np.arange(max_relevant) < counts[:, None]
     top = None
     if top_k:
-      top = np.concatenate([result[2] for result in results])[:users.size]
+      top = np.concatenate([result[3] for result in results])[:users.size]
     return Ranks(np.repeat(users, counts), rank[valid],
-                 np.repeat(num_candidates, counts), top)
+                 np.repeat(num_candidates, counts), top, item[valid])
 
   return rank_fn
 
@@ -212,7 +222,8 @@ def _rank(wanted, valid, others, is_candidate):
     is_candidate: bool [B, M]; whether the others count.
 
   Returns:
-    int32 [B, R] ranks and int32 [B] numbers of candidates.
+    int32 [B, R] ranks, int32 [B, R] whose place they are, and int32 [B] numbers
+    of candidates.
   """
   wanted = jnp.where(jnp.isnan(wanted), -jnp.inf, wanted)
   others = jnp.where(jnp.isnan(others), jnp.inf, others)
@@ -239,7 +250,8 @@ def _rank(wanted, valid, others, is_candidate):
     above = jnp.minimum(above.astype(jnp.int32), num_candidates[:, None])
   order = jnp.argsort(jnp.where(valid, -wanted, jnp.inf), axis=1, stable=True)
   place = jnp.arange(max_relevant, dtype=jnp.int32)[None, :]
-  return jnp.take_along_axis(above, order, axis=1) + place, num_candidates
+  rank = jnp.take_along_axis(above, order, axis=1) + place
+  return rank, order, num_candidates
 
 
 def _recommend(scores, blocked, top_k):

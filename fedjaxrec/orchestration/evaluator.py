@@ -81,7 +81,8 @@ def make_evaluator(
     asked = np.flatnonzero(split.test.counts)
     drawn = sample_negatives(
         [split.test, *known], asked, num_items,
-        int(evaluation.protocol.split('-')[1]), config.seed)
+        int(evaluation.protocol.split('-')[1]), config.seed,
+        split.test_candidates)
     negatives = np.zeros((split.num_users, drawn.shape[1]), np.int32)
     negatives[asked] = drawn
 
@@ -93,7 +94,8 @@ def make_evaluator(
         score_fn, part(split.test), [part(p) for p in known], num_items,
         protocol=evaluation.protocol, batch_size=batch_size, seed=config.seed,
         negatives=negatives if users is None or negatives is None
-        else negatives[users], top_k=max(ks))
+        else negatives[users], top_k=max(ks),
+        candidates=split.test_candidates)
 
   def summarise(ranks: Ranks) -> Metrics:
     return metrics.summarise_ranks(
@@ -161,7 +163,7 @@ def make_evaluator(
   rank_validation = make_ranker(
       score, split.validation, [split.train, split.fold_in], num_items,
       protocol=evaluation.protocol, batch_size=batch_size,
-      seed=config.seed + 1)
+      seed=config.seed + 1, candidates=split.validation_candidates)
 
   def validate(personal, item_table, shared):
     ranks = rank_validation(

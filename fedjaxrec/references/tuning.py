@@ -112,7 +112,7 @@ def try_configs(
     ranks = make_ranker(
         fitted.score, split.validation, [split.train, split.fold_in],
         split.num_items, protocol='full', batch_size=_BATCH_SIZE, seed=seed,
-    )(*fitted.parameters)
+        candidates=split.validation_candidates)(*fitted.parameters)
     worth = metrics.per_user_metrics(ranks, (10,))
     yield Trial(config, float(worth['hit_rate@10'].mean()),
                 float(worth['ndcg@10'].mean()))

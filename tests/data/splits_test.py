@@ -13,7 +13,8 @@ from fedjaxrec.data import splits
 
 Interactions = interactions_lib.Interactions
 
-NAMES = ('leave_one_out', 'user_ratio', 'global_time', 'user_holdout')
+NAMES = ('leave_one_out', 'user_ratio', 'global_time', 'user_holdout',
+         'item_holdout')
 ROWS = st.lists(
     st.tuples(st.integers(0, 7), st.integers(0, 30), st.integers(1, 5),
               st.integers(0, 9)),
@@ -115,6 +116,24 @@ class OracleTest(parameterized.TestCase):
       self.assertEqual(asked[user], n - num_shown)
       self.assertEqual(histories(split.fold_in)[user], history[:num_shown])
 
+  @hypothesis.given(ROWS, FRACTIONS, FRACTIONS, st.integers(0, 9))
+  def test_item_holdout_takes_whole_items_out_of_training(
+      self, rows, validation, test, seed):
+    data = Interactions.from_columns(*np.array(rows).T)
+    hypothesis.assume(data.num_items >= 3)
+    split = splits.item_holdout(data, validation, test, seed)
+    sets = [set(part.items.tolist()) for part in (
+        split.train, split.validation, split.test)]
+    self.assertEqual(sum(map(len, sets)), data.num_items)
+    self.assertEqual(set.union(*sets), set(range(data.num_items)))
+    self.assertLen(sets[1], max(1, math.floor(
+        data.num_items * validation + 1e-9)))
+    self.assertLen(sets[2], max(1, math.floor(data.num_items * test + 1e-9)))
+    for mask, items in ((split.validation_candidates, sets[1]),
+                        (split.test_candidates, sets[2])):
+      self.assertEqual(set(np.flatnonzero(mask).tolist()), items)
+    self.assertEqual(split.fold_in.num_interactions, 0)
+
   def test_leave_one_out_by_hand(self):
     data = Interactions.from_columns(
         ['a', 'a', 'a', 'a', 'b', 'b'], [1, 2, 3, 4, 1, 2],
@@ -165,10 +184,11 @@ class LawTest(parameterized.TestCase):
     for earlier, later in zip(times, times[1:]):
       self.assertLess(earlier.max(), later.min())
 
-  def test_holdout_depends_on_the_seed_and_on_nothing_else(self):
+  @parameterized.parameters('user_holdout', 'item_holdout')
+  def test_holdout_depends_on_the_seed_and_on_nothing_else(self, name):
     data = Interactions.from_columns(
-        np.repeat(np.arange(40), 5), np.tile(np.arange(5), 40))
-    config = config_lib.SplitConfig(name='user_holdout')
+        np.repeat(np.arange(40), 20), np.arange(800) % 31)
+    config = config_lib.SplitConfig(name=name)
     one, again, other = (
         splits.make_split(data, config, seed=seed).test.counts
         for seed in (1, 1, 2))
@@ -199,6 +219,11 @@ class RefusalTest(parameterized.TestCase):
     data = Interactions.from_columns([1], [1])
     with self.assertRaisesRegex(ValueError, '--data.source=ncf'):
       splits.make_split(data, config_lib.SplitConfig(name='published'))
+
+  def test_cold_items_need_three_items(self):
+    data = Interactions.from_columns([1, 2, 3], [1, 2, 2])
+    with self.assertRaisesRegex(ValueError, 'with 2 items.*at least 3'):
+      splits.make_split(data, config_lib.SplitConfig(name='item_holdout'))
 
   @parameterized.parameters(
       ('leave_one_out', 'no validation interaction of 2'),

@@ -68,6 +68,60 @@ class TestGroupMetrics:
           np.ones(2), (10,), num_groups=2, bootstrap_samples=100, seed=0)
 
 
+class TestWorstGroup:
+
+  def test_the_worst_decile_by_hand(self):
+    # 20 users, two a decile; only the deciles of users 4-5 and 6-7 miss.
+    counts = np.arange(20)
+    rank = np.zeros(20, int)
+    rank[[4, 6, 7]] = [50, 50, 50]
+    worst = groups.worst_group(make_ranks(np.arange(20), rank), counts, (10,))
+    assert worst == {
+        'worst_decile_hit_rate@10': 0.0, 'worst_decile_ndcg@10': 0.0}
+    rank[[6, 7]] = 2
+    worst = groups.worst_group(make_ranks(np.arange(20), rank), counts, (10,))
+    # Users 4-5: one hit of two, at the top; users 6-7: both third.
+    assert worst == {
+        'worst_decile_hit_rate@10': 0.5, 'worst_decile_ndcg@10': 0.5}
+
+  def test_activity_is_read_by_user_id(self):
+    counts = np.array([100, 1, 100, 100])
+    worst = groups.worst_group(
+        make_ranks([1, 3], [50, 0]), counts, (10,), num_groups=2)
+    assert worst['worst_decile_hit_rate@10'] == 0.0
+
+
+class TestPopularityGroups:
+
+  def make(self, users, items, rank):
+    return make_ranks(users, rank)._replace(item=np.array(items, np.int32))
+
+  def test_means_by_hand(self):
+    popularity = np.array([5, 90, 0, 7])
+    # User 0 asks for items 1 and 2, user 1 for item 3, user 2 for item 0.
+    ours = self.make([0, 0, 1, 2], [2, 1, 3, 0], [0, 40, 2, 50])
+    other = self.make([0, 0, 1, 2], [1, 2, 3, 0], [0, 40, 50, 50])
+    rare, common = groups.popularity_groups(
+        {'ours': ours, 'other': other}, popularity, (10,), num_groups=2)
+    assert rare['label'] == '0-5 interactions'
+    assert common['label'] == '7-90 interactions'
+    assert rare['num_pairs'] == common['num_pairs'] == 2
+    assert rare['num_items'] == 2
+    assert rare['ours'] == {'recall@10': 0.5, 'gain@10': 0.5}
+    assert common['ours'] == {'recall@10': 0.5, 'gain@10': 0.25}
+    assert rare['other'] == {'recall@10': 0.0, 'gain@10': 0.0}
+    assert common['other'] == {'recall@10': 0.5, 'gain@10': 0.5}
+
+  def test_what_cannot_be_compared_is_refused(self):
+    ours = self.make([0], [1], [0])
+    with pytest.raises(ValueError, match="'b'.*'a'"):
+      groups.popularity_groups(
+          {'a': ours, 'b': self.make([0], [2], [0])}, np.ones(3), (10,))
+    with pytest.raises(ValueError, match='item=None'):
+      groups.popularity_groups(
+          {'a': make_ranks([0], [0])}, np.ones(3), (10,))
+
+
 @pytest.mark.parametrize('call, message', [
     (lambda: groups.activity_groups(np.ones(3), 0), 'evaluation.num_groups=0'),
     (lambda: groups.activity_groups(np.empty(0), 2), 'no user'),

@@ -263,6 +263,67 @@ class TestSoundness:
     assert abs(hits.mean() - 0.1) < 4 * 0.015
 
 
+class TestCandidates:
+
+  @pytest.mark.parametrize('passes', [256, 0], ids=['counting', 'sorting'])
+  def test_each_rank_says_whose_it_is(self, passes, monkeypatch):
+    monkeypatch.setattr(ranking, '_MAX_COUNTING_PASSES', passes)
+    train, _, test = make_parts(1, (0, 1, 3, 9))
+    parameters = make_parameters(2)
+    ranks = make_ranker(test, [train])(*parameters)
+    scores = score_everything(*parameters)
+    expected = []
+    for user in range(NUM_USERS):
+      mine = test.items[test.offsets[user]:test.offsets[user + 1]]
+      expected += list(mine[np.argsort(-scores[user, mine], kind='stable')])
+    np.testing.assert_array_equal(ranks.item, expected)
+
+  @pytest.mark.parametrize('protocol', ['full', 'sampled-99'])
+  def test_only_candidates_are_ranked_and_listed(self, protocol):
+    train, validation, test = make_parts(1)
+    parameters = make_parameters(2)
+    chosen = np.random.default_rng(0).random(NUM_ITEMS) < 0.9
+    chosen[test.items] = True
+    pools = None
+    users = np.flatnonzero(test.counts)
+    if protocol == 'full':
+      pools = [np.flatnonzero(chosen)] * NUM_USERS
+    else:
+      drawn = candidates.sample_negatives(
+          [test, train], users, NUM_ITEMS, 80, 0, chosen)
+      assert chosen[drawn].all()
+      pools = np.zeros((NUM_USERS, 80), np.int64)
+      pools[users] = drawn
+    ranks = make_ranker(
+        test, [train], protocol, candidates=chosen, top_k=20,
+        negatives=None if protocol == 'full' else pools)(*parameters)
+    np.testing.assert_array_equal(
+        as_rows(ranks),
+        oracle(score_everything(*parameters), test, [train], pools))
+    assert chosen[ranks.top].all() and (ranks.top >= 0).all()
+
+  def test_negatives_among_candidates_are_uniform_over_what_is_left(self):
+    num_users = 6000
+    part = make_interactions([[0, 4, 5, 9]] * num_users, 20)
+    chosen = np.arange(20) % 2 == 0  # 0 and 4 are had: 2, 6, 8, ..., 18 left.
+    drawn = candidates.sample_negatives(
+        [part], np.arange(num_users), 20, 3, 0, chosen)
+    times = np.bincount(drawn.ravel(), minlength=20)
+    free = [2, 6, 8, 10, 12, 14, 16, 18]
+    assert times.sum() == times[free].sum()
+    deviation = np.sqrt(num_users * 15 / 64)
+    assert np.abs(times[free] - num_users * 3 / 8).max() < 4 * deviation
+
+  def test_a_target_that_is_no_candidate_is_refused(self):
+    _, _, test = make_parts(1)
+    chosen = np.ones(NUM_ITEMS, bool)
+    chosen[test.items[0]] = False
+    with pytest.raises(ValueError, match=f'item={test.items[0]}.*candidate'):
+      make_ranker(test, [], candidates=chosen)
+    with pytest.raises(ValueError, match=r'bool\[130\]'):
+      make_ranker(test, [], candidates=np.ones(3, bool))
+
+
 class TestLists:
 
   @pytest.mark.parametrize('protocol', ['full', 'sampled-99'])
