@@ -10,7 +10,9 @@ import numpy as np
 from fedjaxrec.config import Config
 from fedjaxrec.orchestration.checkpoints import Best, Checkpoint
 from fedjaxrec.orchestration.evaluator import Evaluator
+from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.simulation import Simulation, State
+from fedjaxrec.study import Member
 
 
 class Stop(NamedTuple):
@@ -45,7 +47,7 @@ def is_due(round_index: int, every: int, rounds: int) -> bool:
 
 
 def snapshot(
-    simulation: Simulation, state: State, round_index: int, ndcg: float
+    simulation: Simulation | Member, state: State, round_index: int, ndcg: float
 ) -> Best:
   """Copies what evaluation needs of a round to the host."""
   return Best(
@@ -112,33 +114,58 @@ def train_rounds(
         stop.state, stop.round, upto - stop.round)
     metrics = jax.tree.map(
         lambda x, n=upto - stop.round: np.asarray(x)[:n], metrics)
-    seconds = time.perf_counter() - begin
-    _check_finite(config, metrics.loss, stop.round)
-    lines: list[dict[str, Any]] = [
-        {'round': stop.round + i + 1,
-         'loss': float(metrics.loss[i]),
-         'reported': int(metrics.reported[i]),
-         'num_examples': int(metrics.num_examples[i]),
-         'rejected': int(metrics.rejected[i]),
-         'clients_per_s': float(metrics.reported.sum() / seconds),
-         'examples_per_s': float(metrics.num_examples.sum() / seconds),
-         'train_s': stop.train_s + seconds}
-        for i in range(upto - stop.round)]
-    best = stop.best
-    if evaluator.validate and is_due(
-        upto, config.evaluation.every, config.rounds):
-      seen = snapshot(simulation, state, upto, -1.0)
-      _check_parameters(config, seen)
-      validation = evaluator.validate(
-          seen.personal, seen.item_table, seen.shared)
-      lines[-1]['validation'] = validation
-      if np.float32(validation['ndcg@10']) > best.ndcg:
-        best = seen._replace(ndcg=np.float32(validation['ndcg@10']))
-    stop = Stop(upto, lines, state, best, stop.train_s + seconds)
+    stop = take_stop(
+        config, simulation, evaluator, stop, state, metrics,
+        time.perf_counter() - begin)
     yield stop
 
 
-def selected(config: Config, simulation: Simulation, stop: Stop) -> Best:
+def take_stop(
+    config: Config, simulation: Simulation | Member, evaluator: Evaluator,
+    stop: Stop, state: State, metrics: RoundMetrics, seconds: float
+) -> Stop:
+  """What the host makes of a compiled call: lines, validation, the best round.
+
+  Args:
+    config: The run.
+    simulation: Its simulation, or the member of a study that it is.
+    evaluator: Its validation.
+    stop: The stop before the call.
+    state: The state after it.
+    metrics: Of its rounds, and no more, as NumPy arrays.
+    seconds: What it took.
+
+  Raises:
+    FloatingPointError: If a loss, or a parameter where it validates, is not
+      finite.
+  """
+  upto = stop.round + len(metrics.loss)
+  _check_finite(config, metrics.loss, stop.round)
+  lines: list[dict[str, Any]] = [
+      {'round': stop.round + i + 1,
+       'loss': float(metrics.loss[i]),
+       'reported': int(metrics.reported[i]),
+       'num_examples': int(metrics.num_examples[i]),
+       'rejected': int(metrics.rejected[i]),
+       'clients_per_s': float(metrics.reported.sum() / seconds),
+       'examples_per_s': float(metrics.num_examples.sum() / seconds),
+       'train_s': stop.train_s + seconds}
+      for i in range(upto - stop.round)]
+  best = stop.best
+  if evaluator.validate and is_due(
+      upto, config.evaluation.every, config.rounds):
+    seen = snapshot(simulation, state, upto, -1.0)
+    _check_parameters(config, seen)
+    validation = evaluator.validate(
+        seen.personal, seen.item_table, seen.shared)
+    lines[-1]['validation'] = validation
+    if np.float32(validation['ndcg@10']) > best.ndcg:
+      best = seen._replace(ndcg=np.float32(validation['ndcg@10']))
+  return Stop(upto, lines, state, best, stop.train_s + seconds)
+
+
+def selected(
+    config: Config, simulation: Simulation | Member, stop: Stop) -> Best:
   """The round that is tested, as evaluation.selection says.
 
   Without a validation set there is nothing to select by: it is the last.
