@@ -37,7 +37,7 @@ class Result(NamedTuple):
   workdir: pathlib.Path
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
   """Everything that is made of a config before anything compiles."""
   config: Config
   split: Split
@@ -90,7 +90,7 @@ def train(
     run_directory.truncate_metrics(workdir, start.round)
     start, compile_s = training.compile_rounds(run.simulation, start)
     stop = _train(run, start, store, workdir, progress)
-  summary = _summarise(run, stop, workdir) | {
+  summary = summarise(run, stop, workdir) | {
       'compile_s': compile_s, 'wall_s': time.perf_counter() - begin}
   summary = summary_lib.rounded(summary)
   run_directory.write_json(workdir / run_directory.SUMMARY, summary)
@@ -134,7 +134,7 @@ def evaluate(
       **run.evaluator.test(best.personal, best.item_table, best.shared)})
 
 
-def _build(config: Config) -> _Run:
+def _build(config: Config) -> Run:
   split = load_split(config)
   if split.num_items < max(ALWAYS_KS):
     raise ValueError(
@@ -145,7 +145,7 @@ def _build(config: Config) -> _Run:
   simulation = make_simulation(
       config, train_part.offsets, train_part.items, train_part.ratings,
       split.num_items)
-  return _Run(
+  return Run(
       config, split, simulation, make_evaluator(config, split, simulation))
 
 
@@ -182,13 +182,13 @@ def _fields(values: dict[str, Any], prefix: str = '') -> Iterator:
       yield prefix + name, value
 
 
-def _open_store(run: _Run, workdir: pathlib.Path) -> Store:
+def _open_store(run: Run, workdir: pathlib.Path) -> Store:
   return open_store(
       workdir / run_directory.CHECKPOINTS, run.config.checkpoint.keep,
       run.split.split_fingerprint())
 
 
-def _restore(run: _Run, store: Store) -> Stop | None:
+def _restore(run: Run, store: Store) -> Stop | None:
   like = training.to_checkpoint(
       run.simulation, training.start_afresh(run.simulation))
   found = store.restore(like)
@@ -196,7 +196,7 @@ def _restore(run: _Run, store: Store) -> Stop | None:
 
 
 def _train(
-    run: _Run, start: Stop, store: Store, workdir: pathlib.Path, progress: bool
+    run: Run, start: Stop, store: Store, workdir: pathlib.Path, progress: bool
 ) -> Stop:
   """Runs the rounds; logs, draws and saves at every stop."""
   config, stop = run.config, start
@@ -223,8 +223,8 @@ def _train(
   return stop
 
 
-def _summarise(
-    run: _Run, stop: Stop, workdir: pathlib.Path
+def summarise(
+    run: Run, stop: Stop, workdir: pathlib.Path
 ) -> dict[str, Any]:
   """Everything that summary.json says but the times that are still running."""
   config = run.config
