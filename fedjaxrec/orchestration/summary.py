@@ -67,7 +67,8 @@ def describe_communication(
   for r in range(config.rounds):
     np.add.at(participations, sampler(r), 1)
   return communication.communication_summary(
-      item_table, shared, rows, participations, split.num_items)
+      item_table, shared, rows, participations, split.num_items,
+      config.compression)
 
 
 

@@ -1,0 +1,143 @@
+"""What travels between a client and the server, in bytes, by client and run.
+
+Up: the set of touched rows, sent once, to ask for the rows; then what the
+client's chain makes of their deltas and of the shared delta. Down: the rows and
+the shared parameters. The lengths are those of the messages of
+`communication.encoding`; headers below them and encryption are not counted.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjaxrec.communication.encoding import (
+    INDEX_BYTES,
+    Layout,
+    Leaf,
+    download_bytes,
+    wire_bytes,
+)
+from fedjaxrec.config.compression import CompressionConfig
+
+__all__ = [
+    'INDEX_BYTES', 'ClientBytes', 'bytes_by_client', 'bytes_by_round',
+    'communication_summary', 'make_layout', 'touched_rows',
+]
+_PLAIN = CompressionConfig()
+
+
+class ClientBytes(NamedTuple):
+  """What each client sends and gets in a round that it takes part in.
+
+  Attributes:
+    up: int64 [num_clients].
+    down: int64 [num_clients].
+  """
+  up: np.ndarray
+  down: np.ndarray
+
+
+def touched_rows(
+    num_examples: np.ndarray, num_negatives: int, num_items: int
+) -> np.ndarray:
+  """Item rows that a client touches in a round: int64, num_examples's shape.
+
+  Its interactions, and num_negatives distinct negatives for each, or all the
+  items without an interaction where those are fewer.
+  """
+  n = np.asarray(num_examples, np.int64)
+  return n + np.minimum(num_negatives * n, num_items - n)
+
+
+def make_layout(item_table: Any, shared: Any, num_items: int) -> Layout:
+  """Returns the layout of a model's messages.
+
+  Args:
+    item_table: Leaves [num_items, ...]: arrays or their shapes.
+    shared: The shared parameters, likewise.
+    num_items: Items in the catalogue.
+  """
+  def leaves(tree, first):
+    return tuple(Leaf(tuple(x.shape[first:]), np.dtype(x.dtype))
+                 for x in jax.tree.leaves(tree))
+  return Layout(num_items, leaves(item_table, 1), leaves(shared, 0))
+
+
+def bytes_by_client(
+    layout: Layout, rows: np.ndarray, compression: CompressionConfig = _PLAIN
+) -> ClientBytes:
+  """Returns what each client sends and gets in one round.
+
+  Args:
+    layout: The model.
+    rows: int [num_clients]: rows that a client touches in a round.
+    compression: The clients' chain. See `wire_bytes` for the two chains whose
+      length depends on the data.
+  """
+  return ClientBytes(
+      wire_bytes(compression, rows, layout), download_bytes(rows, layout))
+
+
+def bytes_by_round(
+    traffic: ClientBytes, cohorts: Iterable[np.ndarray]
+) -> np.ndarray:
+  """Returns int64 [rounds, 2]: bytes up and down of each round.
+
+  Args:
+    traffic: From `bytes_by_client`.
+    cohorts: int [cohort]: the ids of each round's clients.
+  """
+  return np.array([
+      (traffic.up[cohort].sum(), traffic.down[cohort].sum())
+      for cohort in cohorts], np.int64).reshape(-1, 2)
+
+
+def communication_summary(
+    item_table: Any,
+    shared: Any,
+    rows: np.ndarray,
+    participations: np.ndarray,
+    num_items: int,
+    compression: CompressionConfig = _PLAIN,
+) -> dict[str, float]:
+  """Returns the byte counts of a run, as summary.json has them.
+
+  Args:
+    item_table: Leaves [num_items, ...]: arrays or their shapes.
+    shared: The shared parameters.
+    rows: int [num_clients]: rows that a client touches in a round.
+    participations: int [num_clients]: rounds that it took part in.
+    num_items: Items in the catalogue.
+    compression: The clients' chain.
+
+  Returns:
+    Means over participations, and the run's total. Under compression also
+    `uncompressed_uplink_bytes_per_client`, what the same deltas would have
+    weighed without.
+  """
+  layout = make_layout(item_table, shared, num_items)
+  participations = np.asarray(participations, np.int64)
+  total = int(participations.sum())
+
+  def mean(bytes_of):
+    # Poisson sampling may invite nobody in a short run.
+    return float(bytes_of(rows) @ participations) / total if total else float(
+        bytes_of(0))
+
+  up = mean(lambda rows: wire_bytes(compression, rows, layout))
+  down = mean(lambda rows: download_bytes(rows, layout))
+  # A dense upload names no rows.
+  row_bytes = int(download_bytes(1, layout) - download_bytes(0, layout))
+  summary = {
+      'uplink_bytes_per_client': up,
+      'downlink_bytes_per_client': down,
+      'dense_uplink_bytes_per_client': float(
+          download_bytes(0, layout) + num_items * row_bytes),
+      'total_bytes': (up + down) * total,
+  }
+  if compression.is_on:
+    summary['uncompressed_uplink_bytes_per_client'] = mean(
+        lambda rows: wire_bytes(_PLAIN, rows, layout))
+  return summary
