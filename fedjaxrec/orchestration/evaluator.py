@@ -36,8 +36,9 @@ class Evaluator(NamedTuple):
   Attributes:
     validate: (personal, item_table, shared) -> mean metrics on the validation
       set; None where the split has none.
-    test: (personal, item_table, shared) -> the sections `test`, `controls` and
-      `groups` of summary.json; the one reader of the test set.
+    test: (personal, item_table, shared) -> the sections `test`, `controls`,
+      `groups` (of users by activity) and `item_groups` (of what is asked for,
+      by popularity) of summary.json; the one reader of the test set.
   """
   validate: Callable[[PyTree, PyTree, PyTree], Metrics] | None
   test: Callable[[PyTree, PyTree, PyTree], dict[str, Any]]
@@ -97,10 +98,13 @@ def make_evaluator(
         else negatives[users], top_k=max(ks),
         candidates=split.test_candidates)
 
-  def summarise(ranks: Ranks) -> Metrics:
-    return metrics.summarise_ranks(
+  activity = split.train.counts + split.fold_in.counts
+
+  def summarise(ranks: Ranks, counts: np.ndarray = activity) -> Metrics:
+    summary = metrics.summarise_ranks(
         ranks, ks, num_items, bootstrap_samples=evaluation.bootstrap_samples,
         seed=config.seed)
+    return summary | groups.worst_group(ranks, counts, ks)
 
   def mean_of_trained(personal):
     return jax.tree.map(
@@ -129,14 +133,16 @@ def make_evaluator(
         simulation.algorithm, jax.tree.map(np.asarray, state.server), personal,
         own, users, int(rounds), config.client.batch_size, simulation.key)
     rank = make_test_ranker(controls.score_from_matrix, users)
-    return summarise(rank(scores, np.arange(num_items, dtype=np.int32), ()))
+    return summarise(
+        rank(scores, np.arange(num_items, dtype=np.int32), ()), activity[users])
 
   def test(personal, item_table, shared):
     personal = fold_in(personal, item_table, shared)
     personalised = rank_test(personal, item_table, shared)
     aggregated = rank_test(mean_of_trained(personal), item_table, shared)
-    popular = make_test_ranker(controls.score_popularity)(
-        (), controls.popularity(split.train), ())
+    popularity = controls.popularity(split.train)
+    popular = make_test_ranker(controls.score_popularity)((), popularity, ())
+    compared = {'personalised': personalised, 'popularity': popular}
     return {
         'test': {
             'protocol': evaluation.protocol,
@@ -148,10 +154,9 @@ def make_evaluator(
             'local_only': local_only() if evaluation.local_only else None,
         },
         'groups': groups.group_metrics(
-            {'personalised': personalised, 'popularity': popular},
-            split.train.counts + split.fold_in.counts, ks,
-            num_groups=evaluation.num_groups,
+            compared, activity, ks, num_groups=evaluation.num_groups,
             bootstrap_samples=evaluation.bootstrap_samples, seed=config.seed),
+        'item_groups': groups.popularity_groups(compared, popularity, ks),
     }
 
   # Made now, so that a test set that cannot be ranked is refused before hours

@@ -110,8 +110,8 @@ def evaluate(
     evaluation: Protocol and cut-offs; the round is the one that was selected.
 
   Returns:
-    The sections `test`, `controls` and `groups`, as in summary.json, and
-    `selected_round`.
+    The sections `test`, `controls`, `groups` and `item_groups`, as in
+    summary.json, and `selected_round`.
 
   Raises:
     ValueError, FileNotFoundError: If there is no such run, or no whole

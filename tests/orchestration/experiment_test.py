@@ -34,7 +34,9 @@ CONFIG = make_config({
 KS = (3, 10, 20)  # Those asked for, and 10 and 20 always.
 BY_CUTOFF = ('hit_rate', 'ndcg', 'recall', 'recall_min', 'precision', 'map')
 OF_A_USER = {f'{name}@{k}' for name in BY_CUTOFF for k in KS} | {'mrr', 'auc'}
-OF_THE_CATALOGUE = {f'{name}@{k}' for name in ('coverage', 'gini') for k in KS}
+OF_THE_CATALOGUE = {
+    f'{name}@{k}' for k in KS for name in (
+        'coverage', 'gini', 'worst_decile_hit_rate', 'worst_decile_ndcg')}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -187,6 +189,15 @@ class TestSummary:
           'label', 'num_users', 'personalised', 'popularity'}
       for name in ('personalised', 'popularity'):
         self.check_metrics(group[name], group['num_users'], set())
+    item_groups = summary.pop('item_groups')
+    assert sum(group['num_pairs'] for group in item_groups) == (
+        split.test.num_interactions)
+    for group in item_groups:
+      assert group.keys() == {
+          'label', 'num_pairs', 'num_items', 'personalised', 'popularity'}
+      assert group['popularity'].keys() == {
+          f'{name}@{k}' for name in ('recall', 'gain')
+          for k in KS}
     communication = summary.pop('communication')
     assert communication.keys() == {
         'uplink_bytes_per_client', 'downlink_bytes_per_client',
@@ -304,7 +315,8 @@ class TestEvaluate:
     again = experiment.evaluate(finished.workdir, CONFIG.evaluation)
     assert snapshot(finished.workdir) == before
     assert again.keys() == {
-        'selected_round', 'rounds_done', 'test', 'controls', 'groups'}
+        'selected_round', 'rounds_done', 'test', 'controls', 'groups',
+        'item_groups'}
     assert again.pop('rounds_done') == finished.summary['rounds']
     assert again == {name: finished.summary[name] for name in again}
 
