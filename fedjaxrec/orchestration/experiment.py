@@ -134,13 +134,24 @@ def evaluate(
       **run.evaluator.test(best.personal, best.item_table, best.shared)})
 
 
-def _build(config: Config) -> Run:
+def load_data(config: Config) -> Split:
+  """Loads a run's data.
+
+  Raises:
+    ValueError, FileNotFoundError: If they cannot be used, or are too small for
+      the table of results.
+  """
   split = load_split(config)
   if split.num_items < max(ALWAYS_KS):
     raise ValueError(
         f'num_items={split.num_items} of data.source={config.data.source} is '
         f'below {max(ALWAYS_KS)}, the cut-off of the table of results; use a '
         'larger catalogue, or weaker filters (data.min_item_interactions).')
+  return split
+
+
+def _build(config: Config) -> Run:
+  split = load_data(config)
   train_part = split.train
   simulation = make_simulation(
       config, train_part.offsets, train_part.items, train_part.ratings,
