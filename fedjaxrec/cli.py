@@ -42,7 +42,7 @@ SECTIONS = {
   'evaluation': 'What the recommendations are worth',
   'checkpoint': 'What survives an interruption',
   'engine': 'Performance only: results do not depend on these',
-  'parallel': 'Which devices share the work',
+  'parallel': 'Which devices and hosts share the work',
 }
 _HELP_FLAGS = {'-h': False, '--help': False, '-help': False,
                '--helpshort': False, '-helpshort': False,
@@ -79,8 +79,12 @@ def _run_train(values: flags.FlagValues, arguments: list[str]) -> int:
     raise UsageError(
         f'--{idle[0]} with --data.source={config.data.source}, which does not '
         'read it; use --data.source=synthetic, or drop it.')
+  if config.parallel.coordinator and not values.workdir:
+    raise UsageError(
+        f'--parallel.coordinator={config.parallel.coordinator} needs --workdir,'
+        ' the same folder for all processes.')
   workdir = pathlib.Path(values.workdir or _new_workdir(config.data.source))
-  from fedjaxrec.orchestration import experiment
+  from fedjaxrec.orchestration import experiment, hosts
   try:
     result = experiment.train(
         config, workdir, resume=values.resume, overwrite=values.overwrite,
@@ -89,7 +93,8 @@ def _run_train(values: flags.FlagValues, arguments: list[str]) -> int:
     print(f'\nInterrupted. Continue with: fedjaxrec train --resume '
           f'--workdir={workdir}', file=sys.stderr)
     return 130
-  print(f'Report: {result.workdir / "report.html"}')
+  if hosts.is_first():
+    print(f'Report: {result.workdir / "report.html"}')
   return 0
 
 

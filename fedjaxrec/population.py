@@ -57,7 +57,7 @@ class ByItem(NamedTuple):
 
 def place_clients(
     offsets: np.ndarray, items: np.ndarray, labels: np.ndarray,
-    num_devices: int = 1
+    num_devices: int = 1, homes: range | None = None
 ) -> ClientData:
   """Lays the clients out by home device; arrays stay in host memory.
 
@@ -66,9 +66,10 @@ def place_clients(
     items: int32 [num_interactions], distinct within a client, in any order.
     labels: float32 [num_interactions].
     num_devices: Devices that share the population.
+    homes: The devices to lay out; None: all.
 
   Returns:
-    ClientData of NumPy arrays with the leading axis [num_devices].
+    ClientData of NumPy arrays with the leading axis [num_devices], or [homes].
 
   Raises:
     ValueError: If one device would hold 2^31 interactions or more.
@@ -89,18 +90,22 @@ def place_clients(
   if num_devices == 1 and is_sorted and len(items):
     # No copy, so that the largest populations fit.
     return ClientData(starts.astype(np.int32), items[None], labels[None])
+  homes = range(num_devices) if homes is None else homes
   clients = np.repeat(np.arange(num_clients, dtype=np.int32), counts)
-  order = slice(None) if is_sorted else np.lexsort((items, clients))
-  placed = ClientData(
-      starts.astype(np.int32), np.zeros((num_devices, width), np.int32),
-      np.zeros((num_devices, width), np.float32))
-  home, local = clients % num_devices, clients // num_devices
   # Sorting keeps a client's rows together, so a row's place within its client
   # is its place in the sorted order.
+  order = None if is_sorted else np.lexsort((items, clients))
   within = np.arange(len(items)) - np.repeat(offsets[:-1], counts)
-  slot = starts[home, local] + within
-  placed.items[home, slot] = items[order]
-  placed.labels[home, slot] = labels[order]
+  placed = ClientData(
+      starts[homes.start:homes.stop].astype(np.int32),
+      np.zeros((len(homes), width), np.int32),
+      np.zeros((len(homes), width), np.float32))
+  for row, home in enumerate(homes):
+    mine = np.flatnonzero(clients % num_devices == home)
+    slot = starts[home, clients[mine] // num_devices] + within[mine]
+    source = mine if order is None else order[mine]
+    placed.items[row, slot] = items[source]
+    placed.labels[row, slot] = labels[source]
   return placed
 
 
@@ -182,7 +187,8 @@ def scatter_personal(
 
 
 def make_init_personal(
-    init: Callable[[jax.Array], PyTree], num_clients: int, num_devices: int
+    init: Callable[[jax.Array], PyTree], num_clients: int, num_devices: int,
+    homes: range | None = None
 ) -> Callable[[jax.Array], PyTree]:
   """Builds init_all(key): every client's personal parameters, compiled.
 
@@ -190,17 +196,19 @@ def make_init_personal(
     init: key -> one client's personal parameters.
     num_clients: Clients.
     num_devices: Devices that share them.
+    homes: The devices whose clients are meant; None: all.
 
   Returns:
-    init_all: typed key -> leaves [num_devices, clients_per_device, ...]; client
-    c uses fold_in(key, c).
+    init_all: typed key -> leaves [num_devices, clients_per_device, ...], or
+    [homes, clients_per_device, ...]; client c uses fold_in(key, c).
   """
   per_device = -(-num_clients // num_devices)
+  homes = range(num_devices) if homes is None else homes
 
   @jax.jit
   def init_all(key):
     ids = (jnp.arange(per_device)[None, :] * num_devices
-           + jnp.arange(num_devices)[:, None])
+           + jnp.arange(homes.start, homes.stop)[:, None])
     return jax.vmap(jax.vmap(lambda i: init(jax.random.fold_in(key, i))))(ids)
 
   return init_all

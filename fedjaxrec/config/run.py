@@ -49,20 +49,60 @@ class EngineConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-  """Which devices share the work.
+  """Which devices share the work, on one host or on several.
 
   Attributes:
-    mode: single, shard_map or pmap; auto: shard_map on several devices. pmap
-      keeps a second copy of the server's state.
-    num_devices: Local devices to use; 0: all.
+    mode: single, shard_map or pmap; auto: shard_map on several devices.
+    num_devices: Local devices to use, on each host; 0: all.
+    coordinator: Where several processes meet: host:port of process 0, or auto
+      on Slurm, cloud TPU and what else JAX recognises. Empty: one process.
+    num_processes: Processes that meet at host:port.
+    process_id: This process among them, from 0.
+    join_timeout_s: Seconds to wait for all processes.
   """
   mode: str = 'auto'
   num_devices: int = 0
+  coordinator: str = ''
+  num_processes: int = 0
+  process_id: int = -1
+  join_timeout_s: int = 300
 
   def __post_init__(self):
     check_types(self, 'parallel')
     one_of('parallel.mode', self.mode, PARALLEL_MODES)
     at_least('parallel.num_devices', self.num_devices, 0)
+    at_least('parallel.num_processes', self.num_processes, 0)
+    at_least('parallel.process_id', self.process_id, -1)
+    at_least('parallel.join_timeout_s', self.join_timeout_s, 1)
+    if self.coordinator in ('', 'auto'):
+      if self.num_processes or self.process_id >= 0:
+        raise ValueError(
+            f'parallel.num_processes={self.num_processes} and parallel.'
+            f'process_id={self.process_id} with parallel.coordinator='
+            f'{self.coordinator!r}: they belong to the host:port of process 0 '
+            '(auto finds them by itself); give it, or drop them.')
+      return
+    host, colon, port = self.coordinator.rpartition(':')
+    if not (host and colon and port.isascii() and port.isdigit()
+            and 0 < int(port) < 2**16):
+      raise ValueError(
+          f'parallel.coordinator={self.coordinator!r} must be auto, or the '
+          'host:port of process 0 with a port from 1 to 65535, for example '
+          'node1:12355.')
+    if self.num_processes < 1:
+      raise ValueError(
+          f'parallel.num_processes={self.num_processes} with parallel.'
+          f'coordinator={self.coordinator}: say how many processes meet there.')
+    if not 0 <= self.process_id < self.num_processes:
+      raise ValueError(
+          f'parallel.process_id={self.process_id} must be from 0 to '
+          f'{self.num_processes - 1} with parallel.num_processes='
+          f'{self.num_processes}, another one in each process.')
+    if self.mode == 'single' and self.num_processes > 1:
+      raise ValueError(
+          f'parallel.mode=single with parallel.num_processes='
+          f'{self.num_processes}: one device is all that mode uses; use '
+          'shard_map, or drop one of the two.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,19 +2,24 @@
 
 A checkpoint is written beside its final place and renamed, so that a run killed
 at any moment leaves whole checkpoints only. It carries a digest of its arrays:
-a damaged one is named and refused, never half-read. Personal parameters are
-stored by client, so a run may go on with other devices.
+a damaged one is named and refused, never half-read. It is read as what each
+client has, whatever the devices and processes that wrote it, so a run may go on
+with others. Where there are several processes, each writes what is at home on
+its own devices into the one folder, which all of them see.
 """
 
 import hashlib
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from fedjaxrec.orchestration import hosts
+from fedjaxrec.population import by_client
 
 PyTree = Any
 
@@ -39,6 +44,9 @@ class Best(NamedTuple):
 class Checkpoint(NamedTuple):
   """Everything that a run needs to go on, as NumPy arrays.
 
+  To be written by several processes, the personal leaves (of `best` too) are
+  JAX arrays at home, [num_devices, clients_per_device, ...].
+
   Attributes:
     server: The server's state.
     personal: Leaves [num_clients, ...].
@@ -55,9 +63,10 @@ class Store(NamedTuple):
   """A run's checkpoints.
 
   Attributes:
-    save: (round, Checkpoint) -> None; returns when the checkpoint is on disk.
+    save: (round, Checkpoint) -> None; returns when the checkpoint is on disk,
+      with every process's part.
     restore: (a Checkpoint of the shapes to expect) -> (round, Checkpoint), the
-      latest; None where there is none.
+      latest, whole in every process; None where there is none.
     close: () -> None.
   """
   save: Callable[[int, Checkpoint], None]
@@ -65,12 +74,54 @@ class Store(NamedTuple):
   close: Callable[[], None]
 
 
-def _digest(leaves: list[np.ndarray]) -> str:
+def _digest(leaves: Iterable[np.ndarray]) -> str:
   digest = hashlib.sha256()
   for leaf in leaves:
     digest.update(f'{leaf.dtype} {leaf.shape};'.encode())
     digest.update(np.ascontiguousarray(leaf).tobytes())
   return digest.hexdigest()
+
+
+def _digest_all(leaves: list[Any]) -> dict[str, Any]:
+  """The digests of a checkpoint's leaves.
+
+  Returns:
+    sha256: Of the leaves that every process has, in order. homes, where there
+    are leaves at home: their places, and the digest of each device's rows.
+  """
+  at_home = [i for i, leaf in enumerate(leaves) if _is_at_home(leaf)]
+  digests = {'sha256': _digest(
+      leaf for i, leaf in enumerate(leaves) if i not in at_home)}
+  if not at_home:
+    return digests
+  rows: dict[int, list[np.ndarray]] = {}
+  for i in at_home:
+    for shard in leaves[i].addressable_shards:
+      rows.setdefault(shard.index[0].start or 0, []).append(
+          np.asarray(shard.data))
+  everybody: dict[int, str] = {}
+  for said in hosts.hear([[home, _digest(r)] for home, r in rows.items()]):
+    everybody.update(said)
+  return digests | {'homes': {
+      'leaves': at_home,
+      'sha256': [everybody[home] for home in range(len(everybody))]}}
+
+
+def _is_at_home(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array) and not (
+      leaf.is_fully_addressable or leaf.is_fully_replicated)
+
+
+def _is_whole(leaves: list[np.ndarray], meta: dict[str, Any]) -> bool:
+  """Whether the leaves are those that were digested."""
+  homes = meta.get('homes') or {'leaves': [], 'sha256': []}
+  at_home = [leaves[i] for i in homes['leaves']]
+  return meta['sha256'] == _digest(
+      leaf for i, leaf in enumerate(leaves)
+      if i not in homes['leaves']) and all(
+          len(leaf) == len(homes['sha256']) for leaf in at_home) and all(
+              digest == _digest(leaf[home:home + 1] for leaf in at_home)
+              for home, digest in enumerate(homes['sha256']))
 
 
 def open_store(
@@ -92,28 +143,54 @@ def open_store(
 
   def save(round_index, checkpoint):
     directory.mkdir(parents=True, exist_ok=True)
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoint)]
+    leaves = [leaf if _is_at_home(leaf) else np.asarray(leaf)
+              for leaf in jax.tree.leaves(checkpoint)]
     manager.save(round_index, args=ocp.args.Composite(
         arrays=ocp.args.StandardSave(
             {str(i): leaf for i, leaf in enumerate(leaves)}),
-        meta=ocp.args.JsonSave({
-            'sha256': _digest(leaves), 'data': data_fingerprint})), force=True)
+        meta=ocp.args.JsonSave(
+            _digest_all(leaves) | {'data': data_fingerprint})), force=True)
     manager.wait_until_finished()
 
+  def read(round_index):
+    """The leaves as they were written, and what is said about them."""
+    meta = manager.restore(round_index, args=ocp.args.Composite(
+        meta=ocp.args.JsonRestore())).meta
+    wanted = None
+    if 'homes' in meta:  # Else Orbax looks for the devices that wrote them.
+      written = ocp.StandardCheckpointHandler().metadata(
+          directory.absolute() / str(round_index) / 'arrays')
+      wanted = {name: np.zeros(leaf.shape, leaf.dtype)
+                for name, leaf in dict(written.tree).items()}
+    arrays = manager.restore(round_index, args=ocp.args.Composite(
+        arrays=ocp.args.StandardRestore(wanted))).arrays
+    return [np.asarray(arrays[str(i)]) for i in range(len(arrays))], meta
+
   def restore(like):
-    round_index = manager.latest_step()
+    round_index = hosts.tell(manager.latest_step())
     if round_index is None:
       return None
+    try:
+      found = restore_round(round_index, like)
+      failure = None
+    except ValueError as error:
+      found, failure = None, error
+
+    def refuse_together():
+      if failure is not None:
+        raise failure
+
+    hosts.together(refuse_together)
+    return round_index, found
+
+  def restore_round(round_index, like):
     folder = directory / str(round_index)
     way_out = (
         f'delete {folder} to go on from an earlier checkpoint if there is one, '
         'or start again with --overwrite.')
     try:
-      found = manager.restore(round_index, args=ocp.args.Composite(
-          arrays=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()))
-      leaves = [np.asarray(found.arrays[str(i)])
-                for i in range(len(found.arrays))]
-      damaged = found.meta['sha256'] != _digest(leaves)
+      leaves, meta = read(round_index)
+      damaged = not _is_whole(leaves, meta)
     except Exception as error:  # Whatever it is, there is one way out.
       raise ValueError(
           f'checkpoint={folder} is damaged and was not read '
@@ -122,19 +199,22 @@ def open_store(
       raise ValueError(
           f'checkpoint={folder} is damaged (its arrays do not match its '
           f'digest) and was not read; {way_out}')
-    if found.meta.get('data') != data_fingerprint:
+    if meta.get('data') != data_fingerprint:
       raise ValueError(
           f'checkpoint={folder} was made on data with the fingerprint '
-          f'{found.meta.get("data")}, and the data has {data_fingerprint} now: '
+          f'{meta.get("data")}, and the data has {data_fingerprint} now: '
           'a run is continued on its own data. Restore the data, or start '
           'again with --overwrite.')
     wanted = jax.tree.leaves(like)
+    for i in meta.get('homes', {}).get('leaves', ()):
+      if i < len(wanted) and leaves[i].ndim > 1 and wanted[i].shape:
+        leaves[i] = by_client(leaves[i], wanted[i].shape[0])
     if [(x.shape, x.dtype) for x in wanted] != [
         (x.shape, x.dtype) for x in leaves]:
       raise ValueError(
           f'checkpoint={folder} was written for other shapes: the data, the '
           'model or the optimizers have changed. Resume with the config and '
           'the data of the run, or start again with --overwrite.')
-    return round_index, jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
   return Store(save, restore, manager.close)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fedjaxrec import config as config_lib
-from fedjaxrec.config import Config, EvaluationConfig
+from fedjaxrec.config import Config, EvaluationConfig, ParallelConfig
 from fedjaxrec.data.sources import load_split
 from fedjaxrec.data.splits import Split
+from fedjaxrec.orchestration import hosts, training
 from fedjaxrec.orchestration import summary as summary_lib
-from fedjaxrec.orchestration import training
 from fedjaxrec.orchestration.checkpoints import Store, open_store
 from fedjaxrec.orchestration.evaluator import (
     ALWAYS_KS,
@@ -75,28 +75,30 @@ def train(
   """
   begin = time.perf_counter()
   workdir = pathlib.Path(workdir)
-  resuming = run_directory.check_workdir(
-      workdir, resume=resume, overwrite=overwrite)
-  if resuming:
-    _check_same_run(config, workdir)
-  run = _build(config)
-  run_directory.prepare_workdir(workdir, resume=resume, overwrite=overwrite)
+  hosts.join(config.parallel)
+  resuming = hosts.on_first(
+      lambda: _check_workdir(config, workdir, resume, overwrite))
+  run = hosts.together(lambda: _build(config))
+  hosts.check_agreement(config, run.split.split_fingerprint)
+  hosts.on_first(lambda: run_directory.prepare_workdir(
+      workdir, resume=resume, overwrite=overwrite))
+  hosts.check_shared(workdir)
   with contextlib.closing(_open_store(run, workdir)) as store:
     start = _restore(run, store) if resuming else None
     # Now that nothing more is refused, and before anything else is written.
-    run_directory.write_json(
-        workdir / run_directory.CONFIG, config_lib.to_dict(config))
+    hosts.on_first(lambda: _begin_files(
+        config, workdir, start.round if start else 0))
     start = start or training.start_afresh(run.simulation)
-    run_directory.truncate_metrics(workdir, start.round)
     start, compile_s = training.compile_rounds(run.simulation, start)
     stop = _train(run, start, store, workdir, progress)
   summary = summarise(run, stop, workdir) | {
       'compile_s': compile_s, 'wall_s': time.perf_counter() - begin}
-  summary = summary_lib.rounded(summary)
-  run_directory.write_json(workdir / run_directory.SUMMARY, summary)
-  html.write_report(workdir)
-  if progress:
-    tables.print_comparison(summary)
+  summary = hosts.tell(summary_lib.rounded(summary))
+  if hosts.is_first():
+    run_directory.write_json(workdir / run_directory.SUMMARY, summary)
+    html.write_report(workdir)
+    if progress:
+      tables.print_comparison(summary)
   return Result(summary, workdir)
 
 
@@ -120,7 +122,8 @@ def evaluate(
   workdir = pathlib.Path(workdir)
   config = config_lib.from_dict(
       run_directory.read_json(workdir / run_directory.CONFIG))
-  run = _build(dataclasses.replace(config, evaluation=evaluation))
+  run = _build(dataclasses.replace(
+      config, evaluation=evaluation, parallel=ParallelConfig()))
   with contextlib.closing(_open_store(run, workdir)) as store:
     stop = _restore(run, store)
   if stop is None:
@@ -132,6 +135,27 @@ def evaluate(
       'selected_round': int(best.round),
       'rounds_done': stop.round,
       **run.evaluator.test(best.personal, best.item_table, best.shared)})
+
+
+def _check_workdir(
+    config: Config, workdir: pathlib.Path, resume: bool, overwrite: bool
+) -> bool:
+  """Whether there is a run to be continued; refuses what is none of ours."""
+  resuming = run_directory.check_workdir(
+      workdir, resume=resume, overwrite=overwrite)
+  if resuming:
+    _check_same_run(config, workdir)
+  return resuming
+
+
+def _begin_files(
+    config: Config, workdir: pathlib.Path, first_round: int
+) -> None:
+  """Writes the config, and drops the lines of rounds that are run again."""
+  run_directory.write_json(
+      workdir / run_directory.CONFIG,
+      config_lib.to_dict(hosts.without_launch(config)))
+  run_directory.truncate_metrics(workdir, first_round)
 
 
 def load_data(config: Config) -> Split:
@@ -200,9 +224,7 @@ def _open_store(run: Run, workdir: pathlib.Path) -> Store:
 
 
 def _restore(run: Run, store: Store) -> Stop | None:
-  like = training.to_checkpoint(
-      run.simulation, training.start_afresh(run.simulation))
-  found = store.restore(like)
+  found = store.restore(training.checkpoint_shapes(run.simulation))
   return found and training.start_from(run.simulation, *found)
 
 
@@ -212,14 +234,16 @@ def _train(
   """Runs the rounds; logs, draws and saves at every stop."""
   config, stop = run.config, start
   validation: dict[str, float] = {}
-  with (
-      run_directory.open_metrics(workdir) as log,
-      open_events(workdir, start.round) as events,
-      open_progress(config.rounds, start.round, progress) as bar,
-  ):
+  first = hosts.is_first()
+  with contextlib.ExitStack() as stack:
+    if first:
+      log = stack.enter_context(run_directory.open_metrics(workdir))
+      events = stack.enter_context(open_events(workdir, start.round))
+    bar = stack.enter_context(open_progress(
+        config.rounds, start.round, progress and first))
     for stop in training.train_rounds(
         config, run.simulation, run.evaluator, start):
-      for line in map(summary_lib.rounded, stop.lines):
+      for line in map(summary_lib.rounded, stop.lines) if first else ():
         log.append(line)
         events.write(line)
       last = stop.lines[-1]
@@ -240,7 +264,7 @@ def summarise(
   """Everything that summary.json says but the times that are still running."""
   config = run.config
   best = training.selected(config, run.simulation, stop)
-  lines = run_directory.read_metrics(workdir)
+  lines = run_directory.read_metrics(workdir) if hosts.is_first() else []
   train_s = max(stop.train_s, 1e-9)
   return {
       'command': 'train',

@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjaxrec import parallel
 from fedjaxrec.config import Config
+from fedjaxrec.orchestration import hosts
 from fedjaxrec.orchestration.checkpoints import Best, Checkpoint
 from fedjaxrec.orchestration.evaluator import Evaluator
+from fedjaxrec.population import by_home
 from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.simulation import Simulation, State
 from fedjaxrec.study import Member
@@ -58,11 +61,32 @@ def snapshot(
 
 
 def to_checkpoint(simulation: Simulation, stop: Stop) -> Checkpoint:
-  """Copies everything that the run needs to go on to the host."""
+  """Everything that the run needs to go on, copied to the host.
+
+  In several processes what is at home stays there, for each to write its own.
+  """
+  placement = simulation.placement
+  server = jax.tree.map(np.asarray, stop.state.server)
+  if placement.num_processes == 1:
+    return Checkpoint(
+        server, simulation.clients_by_client(stop.state), stop.best,
+        np.float64(stop.train_s))
+  best = parallel.put_at_home(jax.tree.map(
+      lambda x: by_home(x, placement.num_devices), stop.best.personal),
+      placement)
   return Checkpoint(
-      jax.tree.map(np.asarray, stop.state.server),
-      simulation.clients_by_client(stop.state), stop.best,
+      server, parallel.spread(stop.state.personal, placement),
+      stop.best._replace(personal=parallel.spread(best, placement)),
       np.float64(stop.train_s))
+
+
+def checkpoint_shapes(simulation: Simulation) -> Checkpoint:
+  """The shapes and types of a checkpoint; computes nothing."""
+  server, clients, personal = simulation.shapes()
+  return Checkpoint(
+      server, clients, Best(
+          np.int32(0), np.float32(0), server.item_table, server.shared,
+          personal), np.float64(0))
 
 
 def start_afresh(simulation: Simulation) -> Stop:
@@ -156,8 +180,9 @@ def take_stop(
       upto, config.evaluation.every, config.rounds):
     seen = snapshot(simulation, state, upto, -1.0)
     _check_parameters(config, seen)
-    validation = evaluator.validate(
-        seen.personal, seen.item_table, seen.shared)
+    # All processes have computed it; they must not differ on the best round.
+    validation = hosts.tell(evaluator.validate(
+        seen.personal, seen.item_table, seen.shared))
     lines[-1]['validation'] = validation
     if np.float32(validation['ndcg@10']) > best.ndcg:
       best = seen._replace(ndcg=np.float32(validation['ndcg@10']))
