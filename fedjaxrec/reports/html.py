@@ -5,8 +5,6 @@ metrics.jsonl and summary.json of the run directory and nothing else, so it can
 be written again at any time. A piece that the run does not have is left out.
 """
 
-import html
-import importlib.resources
 import json
 import math
 import os
@@ -16,6 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedjaxrec.reports import figures, run_directory, tables
+from fedjaxrec.reports.page import escape as _escape
+from fedjaxrec.reports.page import plot as _plot
+from fedjaxrec.reports.page import render_page
+from fedjaxrec.reports.page import section as _section
 
 _MODELS = {'mf': 'matrix factorisation', 'neumf': 'NeuMF'}
 _METRIC_WORDS = {
@@ -23,9 +25,6 @@ _METRIC_WORDS = {
     'recall_min': 'Recall/min(k, n)', 'precision': 'Precision', 'map': 'MAP',
     'mrr': 'MRR', 'auc': 'AUC', 'coverage': 'Coverage', 'gini': 'Gini',
 }
-# A second fence: even a mistake on this page loads nothing from anywhere.
-_POLICY = ("default-src 'none'; script-src 'unsafe-inline'; "
-           "style-src 'unsafe-inline'; img-src data: blob:; font-src data:")
 
 
 def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -64,7 +63,6 @@ def render_report(
     lines: The lines of metrics.jsonl.
     summary: The content of summary.json.
   """
-  from plotly.offline import get_plotlyjs  # Only a report needs it.
   plots: dict[str, figures.Figure] = {}
   body = ''.join((
       _header(summary),
@@ -76,29 +74,8 @@ def render_report(
       _notes(summary),
       _configuration(config, summary),
   ))
-  # Inside a script element nothing but '<' can end it.
-  data = json.dumps(run_directory.to_plain(plots)).replace('<', '\\u003c')
   name = (summary.get('data') or {}).get('name', 'run')
-  return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{_escape(name)} - fedjaxrec report</title>
-<style>
-{_asset('report.css')}</style>
-</head>
-<body>
-<main>
-{body}</main>
-<script type="application/json" id="figures">{data}</script>
-<script>{get_plotlyjs()}</script>
-<script>
-{_asset('report.js')}</script>
-</body>
-</html>
-"""
+  return render_page(f'{name} - fedjaxrec report', body, plots)
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -123,15 +100,6 @@ def headline(summary: Mapping[str, Any]) -> str:
   elif own and other and own[0] <= other[1]:
     sentence += ', with 95 % intervals that overlap'
   return f'{sentence}.'
-
-
-def _asset(name: str) -> str:
-  folder = importlib.resources.files('fedjaxrec.reports')
-  return (folder / name).read_text(encoding='utf-8')
-
-
-def _escape(value: Any) -> str:
-  return html.escape(str(value), quote=True)
 
 
 def _seconds(value: Any) -> str:
@@ -165,26 +133,6 @@ def _plain(value: Any) -> str:
 def _metric_words(name: str) -> str:
   word, at, k = name.partition('@')
   return f'{_METRIC_WORDS.get(word, word)}{at}{k}'
-
-
-def _section(title: str, *parts: str) -> str:
-  return f'<section>\n<h2>{_escape(title)}</h2>\n{"".join(parts)}</section>\n'
-
-
-def _plot(
-    plots: dict[str, figures.Figure],
-    name: str,
-    figure: figures.Figure | None,
-    missing: str,
-    size: str = '',
-) -> str:
-  """Places a plot, or says what is missing."""
-  if figure is None:
-    return f'<p class="card missing">{_escape(missing)}</p>\n'
-  plots[name] = figure
-  title = _escape(figure['layout']['title']['text'])
-  return (f'<div class="card"><div class="plot {size}" id="{name}" role="img" '
-          f'aria-label="{title}"></div></div>\n')
 
 
 def _header(summary: Mapping[str, Any]) -> str:
