@@ -117,6 +117,7 @@ def make_block_work(
       keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(client_id)
       return clients, keys, jax.vmap(algorithm.draw)(clients, keys)
 
+    codec_key = jax.random.fold_in(round_key, num_clients)
     learning_rate_scale = algorithm.learning_rate_scale(start.round_index)
     whole = algorithm.broadcast(start)
 
@@ -162,7 +163,8 @@ def make_block_work(
           held = gather_personal(personal.memory, members, rows_sent)
           memory = (held[0].rows, held[1])
         sent = jax.vmap(
-            lambda d, u, m, k: send(uplink, d, u, m, start.transform_state, k)
+            lambda d, u, m, k: send(
+                uplink, d, u, m, start.transform_state, k, codec_key)
         )(delta, used, memory, keys)
         delta = sent.delta
         rejected = (trained & ~sent.accepted).sum(dtype=jnp.int32)

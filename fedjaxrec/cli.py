@@ -39,6 +39,8 @@ SECTIONS = {
   'server': "The server's step",
   'cohort': 'Who trains in a round',
   'compression': 'How an upload is made smaller',
+  'privacy': 'Central differential privacy: the budget, and how it is kept',
+  'secure': 'How updates are summed unseen',
   'evaluation': 'What the recommendations are worth',
   'checkpoint': 'What survives an interruption',
   'engine': 'Performance only: results do not depend on these',
@@ -171,6 +173,11 @@ def _sources_table(cache_dir: str) -> str:
   return '\n'.join([*lines, '', f'Cache: {folder}'])
 
 
+def _run_privacy(values: flags.FlagValues, arguments: list[str]) -> int:
+  from fedjaxrec import privacy_cli
+  return privacy_cli.run(values, arguments)
+
+
 def _run_version(values: flags.FlagValues, arguments: list[str]) -> int:
   del values
   _refuse_arguments(arguments)
@@ -202,6 +209,11 @@ def _define_datasets(values: flags.FlagValues) -> None:
   define_flags(flag_values=values, only=['seed', 'data', 'synthetic'])
 
 
+def _define_privacy(values: flags.FlagValues) -> None:
+  from fedjaxrec import privacy_cli
+  privacy_cli.define(values)
+
+
 COMMANDS = {
   'train': Command(
       'fedjaxrec train [flags]',
@@ -219,6 +231,10 @@ COMMANDS = {
       'fedjaxrec datasets [NAME] [flags]',
       'Lists the data sets; with a name, loads one and prints its facts.',
       ('', 'data', 'synthetic'), _define_datasets, _run_datasets),
+  'privacy': Command(
+      'fedjaxrec privacy plan|explain [RUN_DIRECTORY] [flags]',
+      'Plans the noise for a budget; explains what a run has spent.',
+      ('',), _define_privacy, _run_privacy),
   'version': Command(
       'fedjaxrec version', 'Prints the version.',
       (), lambda values: None, _run_version),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,6 +25,7 @@ from fedjaxrec.participation.plan import (
     make_planner,
 )
 from fedjaxrec.participation.samplers import Sampler, build_sampler
+from fedjaxrec.protection import build_protection
 from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.server import ServerState
 from fedjaxrec.uplink import PLAIN, Uplink
@@ -212,6 +214,7 @@ def make_simulation(
     expected_cohort: float | None = None,
     server_transform: optax.GradientTransformation | None = None,
     transform_algorithm: Callable[[Algorithm], Algorithm] = lambda a: a,
+    open_rows: np.ndarray | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Simulation:
   """Builds a simulation; nothing compiles before its first call.
@@ -225,10 +228,13 @@ def make_simulation(
     num_items: Items in the catalogue.
     client_transform: key -> Optax transform of one client's delta, the pair
       (item rows, shared): short for an uplink with nothing else.
-    uplink: What happens to a client's delta on its way to the sum.
+    uplink: What happens to a client's delta on its way to the sum. Without any
+      of these, what the sections privacy, compression and secure ask for.
     expected_cohort: What a mean divides by, instead of who reported.
     server_transform: Optax transform of the raw sum, before it is divided.
     transform_algorithm: Changes the algorithm before it is compiled.
+    open_rows: bool [num_items]: the only rows that travel, where
+      privacy.head_items asks for it.
     devices: Devices to choose from; None: all, of all processes.
 
   Raises:
@@ -240,6 +246,18 @@ def make_simulation(
   placement = parallel.choose_placement(config.parallel, devices)
   num_devices = placement.num_devices
   recommender = build_recommender(config.model, num_items)
+  asked = (config.privacy.clips or config.compression.is_on
+           or config.secure.is_on)
+  if asked and not (client_transform or uplink or server_transform):
+    protection = build_protection(
+        config, float(config.cohort.size or (num_examples > 0).sum()),
+        max_cohort, None if open_rows is None else jnp.asarray(open_rows))
+    uplink, server_transform, expected_cohort = protection
+  elif asked:
+    raise ValueError(
+        'client_transform, uplink or server_transform with a section privacy, '
+        'compression or secure that is on: the given ones would replace what '
+        'these promise; use one of the two ways.')
   algorithm, uplink, server_key, personal_key, client_key = make_parts(
       config, recommender, num_items, client_transform=client_transform,
       uplink=uplink, expected_cohort=expected_cohort,

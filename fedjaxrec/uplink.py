@@ -19,11 +19,14 @@ class Codec(NamedTuple):
   """How updates are summed as integers.
 
   Attributes:
-    encode: (delta, key) -> delta of uint32, one client's; zeros stay zeros.
-    decode: (sum of uint32, key, reported) -> the sum as float32. key is the
-      round's; reported is the number of clients in the sum, float32 [].
+    encode: (delta, key, round's key, row axes) -> (delta of uint32, accepted),
+      one client's; zeros stay zeros. Row axes: how many leading axes of the
+      item leaves count rows. accepted, bool []: False for a delta that the code
+      has no room for.
+    decode: (sum of uint32, round's key, reported) -> the sum as float32;
+      reported is the number of clients in the sum, float32 [].
   """
-  encode: Callable[[PyTree, jax.Array], PyTree]
+  encode: Callable[[PyTree, jax.Array, jax.Array, int], tuple]
   decode: Callable[[PyTree, jax.Array, jax.Array], PyTree]
 
 
@@ -71,9 +74,9 @@ class Sent(NamedTuple):
   Attributes:
     delta: (item rows, shared), transformed and encoded.
     memory: What the transform took away; () without a memory.
-    reports: See `Uplink.report`; zeros of a client that is rejected.
-    accepted: bool []: False where the delta was not finite: it is zeroed, and
-      the client does not count.
+    reports: See `Uplink.report`.
+    accepted: bool []: False where the delta was not finite, or the codec had
+      no room for it: it is zeroed, and the client does not count.
   """
   delta: PyTree
   memory: PyTree
@@ -83,7 +86,7 @@ class Sent(NamedTuple):
 
 def send(
     uplink: Uplink, delta: PyTree, used: jax.Array, memory: PyTree,
-    transform_state: PyTree, key: jax.Array
+    transform_state: PyTree, key: jax.Array, round_key: jax.Array
 ) -> Sent:
   """Sends one client's delta on its way.
 
@@ -94,6 +97,7 @@ def send(
     memory: The client's memory of these rows, and of shared; () without.
     transform_state: The server's, as it was broadcast.
     key: The client's key of the round.
+    round_key: The round's, the same for all clients.
 
   Returns:
     What is sent. A delta with an entry that is not finite, or so large that
@@ -121,9 +125,10 @@ def send(
       left = jax.tree.map(
           lambda w, d, m: jnp.where(accepted, w - d, m), wanted, delta, memory)
       delta = jax.tree.map(lambda d: jnp.where(accepted, d, 0), delta)
-    reports = jax.tree.map(
-        lambda x: jnp.where(accepted, x, 0), uplink.report(state))
+    reports = uplink.report(state)
   if uplink.codec is not None:
-    delta = uplink.codec.encode(delta, jax.random.fold_in(key, 2))
+    delta, fits = uplink.codec.encode(
+        delta, jax.random.fold_in(key, 2), round_key, used.ndim)
+    accepted &= fits
   return Sent(delta, left, reports, accepted)
 

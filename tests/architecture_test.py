@@ -20,21 +20,22 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = (
   'config', 'flags', 'data', 'population', 'participation', 'models',
   'objectives', 'examples', 'optimizers', 'local_training', 'transforms',
-  'aggregation', 'uplink', 'server', 'blocks', 'rounds', 'parallel',
-  'algorithms', 'communication',
+  'aggregation', 'uplink', 'protection', 'server', 'blocks', 'rounds',
+  'parallel', 'algorithms', 'communication',
   'simulation', 'study', 'personalization', 'evaluation', 'references', 'privacy',
   'governance', 'export', 'reports', 'orchestration', '__init__',
-  'sweep_cli', 'cli', '__main__',
+  'sweep_cli', 'privacy_cli', 'cli', '__main__',
 )
 # Who may ask the package for its version by `import fedjaxrec`.
 ASK_VERSION = {'orchestration', 'cli', '__main__'}
 # Whole rooms on one side. Other rooms have files of both sides; there, as
 # everywhere but where the sides meet, no file is on both.
 HOST = {'config', 'flags', 'data', 'participation', 'governance', 'reports',
+        'privacy_cli',
         '__init__', 'sweep_cli', 'cli', '__main__'}
 DEVICE = {'population', 'models', 'objectives', 'examples', 'optimizers',
-          'local_training', 'transforms', 'uplink', 'server', 'blocks',
-          'rounds', 'parallel', 'algorithms', 'simulation', 'study'}
+          'local_training', 'transforms', 'uplink', 'protection', 'server',
+          'blocks', 'rounds', 'parallel', 'algorithms', 'simulation', 'study'}
 MEETING_POINT = {'orchestration'}
 
 DEVICE_LIBRARIES = {'jax', 'jaxlib', 'flax', 'optax'}
@@ -48,7 +49,7 @@ IO_CALLS = {'open', 'print', 'input', 'np.load', 'np.save', 'np.savez',
             'np.loadtxt', 'np.fromfile'}
 # Heavy libraries: one module knows each of them, and nobody else.
 ONE_MODULE = ('tensorflow_datasets', 'plotly', 'tensorboardX', 'pyarrow',
-              'orbax')
+              'orbax', 'dp_accounting')
 # Gone, or on their way out, in one of the JAX versions that are supported.
 OLD_NAMES = {'jax.tree_map', 'jax.device_put_replicated',
              'jax.experimental.shard_map'}

@@ -47,11 +47,17 @@ def make_fedavg(
       build_optimizer(client, client.item_learning_rate),
       batch_size=client.batch_size, epochs=client.epochs, steps=client.steps,
       l2=objective.l2, proximal_mu=client.proximal_mu)
+  # Noise and secure sums hide who touched a row: nothing may depend on it.
+  hidden = config.privacy.enabled or config.secure.is_on
+  normalization = server.row_normalization
+  if normalization == 'auto':
+    normalization = 'mean' if hidden else 'contributors'
   steps = make_server(
       build_optimizer(server, server.learning_rate),
       build_optimizer(server, server.learning_rate),
       make_schedule(server.schedule, server.final_fraction, config.rounds),
-      row_normalization=server.row_normalization, lazy_rows=server.lazy_rows,
+      row_normalization=normalization,
+      lazy_rows=server.lazy_rows and not hidden,
       transform=server_transform, expected_cohort=expected_cohort)
   return Algorithm(
       init_server=lambda key: steps.init(*recommender.init_server(key)),

@@ -38,6 +38,13 @@ from fedjaxrec.config.learning import (
     ObjectiveConfig,
     ServerConfig,
 )
+from fedjaxrec.config.privacy import (
+    ACCOUNTANTS,
+    CLIPPINGS,
+    HEAD_SOURCES,
+    PRIVACY_MECHANISMS,
+    PrivacyConfig,
+)
 from fedjaxrec.config.run import (
     PARALLEL_MODES,
     PROTOCOLS,
@@ -50,8 +57,18 @@ from fedjaxrec.config.run import (
     from_dict,
     to_dict,
 )
+from fedjaxrec.config.secure import (
+    DISTRIBUTED_NOISE,
+    LEVELS,
+    ROW_SECRECY,
+    TRANSPORTS,
+    SecureConfig,
+)
 
 __all__ = [
+    'DISTRIBUTED_NOISE', 'LEVELS', 'ROW_SECRECY', 'SecureConfig', 'TRANSPORTS',
+    'ACCOUNTANTS', 'CLIPPINGS', 'HEAD_SOURCES', 'PRIVACY_MECHANISMS',
+    'PrivacyConfig',
     'ALGORITHMS', 'MODELS', 'OBJECTIVES', 'OPTIMIZERS', 'PARALLEL_MODES',
     'PROTOCOLS', 'PUBLISHED_SPLITS', 'ROW_NORMALIZATIONS', 'SAMPLERS',
     'SCHEDULES', 'SELECTIONS',

@@ -17,6 +17,7 @@ SOURCES = (
 )
 # These come with a split of their own, and no other source does.
 PUBLISHED_SPLITS = ('ncf', 'citeulike-a')
+FEATURE_ENDINGS = ('.csv', '.csv.gz', '.parquet', '.npy')
 SOURCE_PREFIXES = ('csv:', 'parquet:', 'tfds:')
 SPLITS = (
     'leave_one_out', 'user_ratio', 'global_time', 'user_holdout',
@@ -41,6 +42,10 @@ class DataConfig:
     item_column: Name of the item column.
     rating_column: Name of the rating column; empty: every rating is 1.
     timestamp_column: Name of the time column; empty: the order of the rows.
+    user_features: Side features of users: published (what a MovieLens set has),
+      or a .csv, .csv.gz, .parquet file with the user column, or .npy; empty:
+      none.
+    item_features: Side features of items, likewise.
   """
   source: str = 'movielens-100k'
   path: str = ''
@@ -52,6 +57,8 @@ class DataConfig:
   item_column: str = 'item_id'
   rating_column: str = 'rating'
   timestamp_column: str = 'timestamp'
+  user_features: str = ''
+  item_features: str = ''
 
   def __post_init__(self):
     check_types(self, 'data')
@@ -71,6 +78,13 @@ class DataConfig:
     at_least('data.min_rating', self.min_rating, 0)
     at_least('data.min_user_interactions', self.min_user_interactions, 1)
     at_least('data.min_item_interactions', self.min_item_interactions, 1)
+    for field in ('user_features', 'item_features'):
+      value = getattr(self, field)
+      if value and value != 'published' and not value.endswith(
+          FEATURE_ENDINGS):
+        raise ValueError(
+            f'data.{field}={value!r} must be empty, published, or a file '
+            f'ending in {", ".join(FEATURE_ENDINGS)}.')
     for field in ('user_column', 'item_column'):
       if not getattr(self, field):
         raise ValueError(

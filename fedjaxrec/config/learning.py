@@ -150,8 +150,10 @@ class ServerConfig:
     eps: Added to the root of the second moment (adagrad, adam, yogi).
     row_normalization: An item row's sum of deltas is divided by the cohort
       (mean), by 1 (sum; equal weights only), or by the clients that touched
-      the row (contributors).
-    lazy_rows: True: a row that nobody touched keeps its value and its moments.
+      the row (contributors). auto: contributors, but mean with privacy or a
+      secure sum, which hide who touched a row.
+    lazy_rows: True: a row that nobody touched keeps its value and its moments;
+      without effect with privacy or a secure sum.
     schedule: How the learning rate changes over the rounds: constant, cosine or
       exponential.
     final_fraction: Learning rate at the last round over the first's.
@@ -162,7 +164,7 @@ class ServerConfig:
   b1: float = 0.9
   b2: float = 0.99
   eps: float = 1e-2
-  row_normalization: str = 'contributors'
+  row_normalization: str = 'auto'
   lazy_rows: bool = True
   schedule: str = 'cosine'
   final_fraction: float = 0.1
@@ -171,7 +173,7 @@ class ServerConfig:
     check_types(self, 'server')
     one_of('server.optimizer', self.optimizer, OPTIMIZERS)
     one_of('server.row_normalization', self.row_normalization,
-            ROW_NORMALIZATIONS)
+            ('auto', *ROW_NORMALIZATIONS))
     one_of('server.schedule', self.schedule, SCHEDULES)
     above('server.learning_rate', self.learning_rate, 0)
     above('server.eps', self.eps, 0)

@@ -18,7 +18,9 @@ from fedjaxrec.config.learning import (
   ObjectiveConfig,
   ServerConfig,
 )
+from fedjaxrec.config.privacy import PrivacyConfig
 from fedjaxrec.config.rules import at_least, check_types, one_of
+from fedjaxrec.config.secure import SecureConfig
 
 PARALLEL_MODES = ('auto', 'single', 'shard_map', 'pmap')
 PROTOCOLS = ('full', 'sampled-99')
@@ -182,6 +184,8 @@ class Config:
     server: The server's step.
     cohort: Who takes part.
     compression: How an upload is made smaller.
+    privacy: Central differential privacy.
+    secure: How updates are summed unseen.
     engine: Performance only.
     parallel: Devices.
     evaluation: Metrics and protocol.
@@ -199,6 +203,8 @@ class Config:
   server: ServerConfig = ServerConfig()
   cohort: CohortConfig = CohortConfig()
   compression: CompressionConfig = CompressionConfig()
+  privacy: PrivacyConfig = PrivacyConfig()
+  secure: SecureConfig = SecureConfig()
   engine: EngineConfig = EngineConfig()
   parallel: ParallelConfig = ParallelConfig()
   evaluation: EvaluationConfig = EvaluationConfig()

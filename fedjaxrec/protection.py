@@ -1,0 +1,220 @@
+"""From a config to what protects an update: clip, compress, encode, noise.
+
+The order is the guarantee. On a client: clip; compress; clip again where
+compression may have made the delta longer; encode for the secure sum. On the
+server: noise on the raw sum, before anything scales it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjaxrec.aggregation.ring import Ring, make_ring
+from fedjaxrec.config import Config
+from fedjaxrec.transforms import adaptive_clip
+from fedjaxrec.transforms.clip import clip_by_l2, clip_groups_by_l2
+from fedjaxrec.transforms.compression import build_compression
+from fedjaxrec.transforms.noise import add_gaussian_noise
+from fedjaxrec.uplink import PLAIN, Codec, Uplink
+
+PyTree = Any
+
+# The ring's width where none is asked for, and it is enough.
+_RING_BITS = 16
+# Keeps the noise's keys apart from the other uses of the run's seed.
+_NOISE_STREAM = 0x4015E
+
+
+class Protection(NamedTuple):
+  """What `make_simulation` takes of it.
+
+  Attributes:
+    uplink: The clients' side.
+    server_transform: The server's side, on the raw sum; None for none.
+    expected_cohort: What a mean divides by; None: who reported.
+  """
+  uplink: Uplink
+  server_transform: optax.GradientTransformation | None
+  expected_cohort: float | None
+
+
+def build_protection(
+    config: Config,
+    expected_cohort: float,
+    max_cohort: int,
+    open_rows: jax.Array | None = None,
+) -> Protection:
+  """Builds the protection that the sections privacy, compression, secure ask.
+
+  privacy.noise_multiplier is used as it stands: calibrate it first, from
+  privacy.epsilon (`privacy.plan`). Scalars may be traced.
+
+  Formal guarantee: with the noise multiplier z, every round's noisy sum is the
+  Gaussian mechanism of multiplier z on the clients' clipped deltas, unit the
+  client, under adding or removing one; with privacy.deployment_cohort the noise
+  is smaller by cohort / deployment_cohort, and the guarantee is that of the
+  deployment, not of this simulation.
+
+  Args:
+    config: The whole config.
+    expected_cohort: Clients expected in a round, a public number.
+    max_cohort: Most clients of a round.
+    open_rows: bool [num_items]: the only rows that travel, where
+      privacy.head_items asks for it.
+
+  Raises:
+    ValueError: If the ring is too small, or the budget is not calibrated yet.
+  """
+  privacy, secure = config.privacy, config.secure
+  if _is_zero(privacy.noise_multiplier) and privacy.enabled:
+    raise ValueError(
+        f'privacy.noise_multiplier=0 with privacy.epsilon={privacy.epsilon}: '
+        'the noise is calibrated before a simulation is built; use '
+        'fedjaxrec.train, or give privacy.noise_multiplier.')
+  if privacy.head_items and open_rows is None:
+    raise ValueError(
+        f'privacy.head_items={privacy.head_items} without open_rows: which '
+        'rows these are is chosen from the data, before a simulation is built.')
+  adaptive = privacy.clipping == 'adaptive'
+  uplink = Uplink(
+      transform=_client_chain(config),
+      report=(lambda state: state[0].report) if adaptive else PLAIN.report,
+      has_memory=config.compression.error_feedback,
+      codec=_make_codec(config, max_cohort) if secure.is_on else None,
+      open_rows=open_rows)
+  return Protection(
+      uplink, _server_chain(config, expected_cohort, open_rows),
+      float(expected_cohort) if privacy.enabled else None)
+
+
+def _is_zero(value: Any) -> bool:
+  """Whether a number is 0; a traced one stands for a number that is not."""
+  return isinstance(value, (int, float)) and value == 0
+
+
+class _Report(NamedTuple):
+  report: jax.Array
+
+
+def _clip_and_report(clip_norm):
+  def update(updates, state, params=None):
+    del state, params
+    clipped, report = adaptive_clip.clip_and_report(updates, clip_norm)
+    return clipped, _Report(report)
+
+  return optax.GradientTransformation(
+      lambda params: _Report(jnp.float32(0)), update)
+
+
+def _client_chain(config: Config):
+  """Builds (key, server's transform state) -> one client's chain, or None."""
+  privacy = config.privacy
+  compresses = config.compression.is_on
+  clip_norm = _ring_clip_norm(config)
+
+  def clip(state):
+    if privacy.clips_groups:
+      return clip_groups_by_l2(
+          (privacy.item_clip_norm, privacy.shared_clip_norm))
+    if privacy.clipping == 'adaptive':
+      return clip_by_l2(state.clip_norm)
+    return clip_by_l2(clip_norm)
+
+  clips = not _is_zero(clip_norm) or privacy.clips_groups
+  if not (clips or compresses):
+    return None
+
+  def make(key, state):
+    chain = []
+    if clips:
+      chain.append(
+          _clip_and_report(state.clip_norm)
+          if privacy.clipping == 'adaptive' else clip(state))
+    if compresses:
+      chain.append(build_compression(config.compression)(key))
+      if clips:
+        chain.append(clip(state))
+    return optax.chain(*chain)
+
+  return make
+
+
+def _server_chain(config: Config, expected_cohort: float, open_rows):
+  """Builds the noise on the raw sum, or None."""
+  privacy = config.privacy
+  if not privacy.enabled:
+    return None
+  key = jax.random.fold_in(jax.random.key(config.seed), _NOISE_STREAM)
+  share = (expected_cohort / privacy.deployment_cohort
+           if privacy.deployment_cohort else 1.0)
+  multiplier = privacy.noise_multiplier * share
+  if privacy.clipping == 'adaptive':
+    inner = adaptive_clip.add_noise_and_adapt(
+        multiplier, (privacy.bit_noise_stddev or expected_cohort / 20) * share,
+        expected_cohort, key, initial_clip_norm=privacy.l2_clip_norm,
+        quantile=privacy.target_quantile,
+        learning_rate=privacy.clip_learning_rate)
+
+    def update(updates, state, params=None, *, reports):
+      del params
+      noisy, state = inner.update(
+          adaptive_clip.Reported(updates, reports), state)
+      return noisy.update, state
+
+    noise = optax.GradientTransformationExtraArgs(inner.init, update)
+  elif privacy.clips_groups:
+    # The same multiplier on both, and the root of the squares between them.
+    factor = 2**0.5
+    noise = add_gaussian_noise(
+        (multiplier * privacy.item_clip_norm * factor,
+         multiplier * privacy.shared_clip_norm * factor), key)
+  else:
+    noise = add_gaussian_noise(multiplier * privacy.l2_clip_norm, key)
+  return noise if open_rows is None else _only_rows(noise, open_rows)
+
+
+def _only_rows(transform, open_rows):
+  """Keeps the closed rows of the sum as they are: zero, as nobody sent them."""
+  transform = optax.with_extra_args_support(transform)
+
+  def update(updates, state, params=None, **extra):
+    new, state = transform.update(updates, state, params, **extra)
+    table = jax.tree.map(
+        lambda x, old: jnp.where(
+            open_rows.reshape(-1, *[1] * (x.ndim - 1)), x, old),
+        new[0], updates[0])
+    return (table, new[1]), state
+
+  return optax.GradientTransformationExtraArgs(transform.init, update)
+
+
+def _ring_clip_norm(config: Config) -> float:
+  """The bound of a delta's norm: the privacy section's, or the ring's own."""
+  if not _is_zero(config.privacy.l2_clip_norm):
+    return config.privacy.l2_clip_norm
+  if config.privacy.clips_groups:
+    return (config.privacy.item_clip_norm**2
+            + config.privacy.shared_clip_norm**2) ** 0.5
+  return (config.secure.l2_clip_norm or 1.0) if config.secure.is_on else 0.0
+
+
+def make_run_ring(config: Config, max_cohort: int) -> Ring:
+  """The ring of a run: its width is what was asked for, or enough."""
+  return make_ring(
+      config.secure.bits or _RING_BITS, _ring_clip_norm(config), max_cohort)
+
+
+def _make_codec(config: Config, max_cohort: int) -> Codec:
+  ring = make_run_ring(config, max_cohort)
+
+  def encode(delta, key, round_key, row_axes):
+    return ring.encode(
+        delta, key, round_key, leading_axes=(row_axes, 0))
+
+  def decode(total, round_key, reported):
+    del reported
+    return ring.decode(total, round_key, leading_axes=(1, 0))
+
+  return Codec(encode, decode)
