@@ -1,0 +1,71 @@
+"""What a guarantee cannot be given for, and what it leaves out."""
+
+from fedjaxrec.config import Config
+
+
+def refuse_unsound(config: Config) -> None:
+  """Refuses what would let a client pass its bound, or show who was there."""
+  privacy, server = config.privacy, config.server
+  if not privacy.enabled:
+    raise ValueError(
+        'privacy.epsilon=0 and privacy.noise_multiplier=0: there is no budget '
+        'to plan for; give --privacy.epsilon.')
+  if config.cohort.weighting == 'examples':
+    raise ValueError(
+        "cohort.weighting='examples' with a privacy budget: the weight would "
+        "undo the bound on a client's delta, and is private itself; use "
+        'cohort.weighting=equal.')
+  by_counts = server.row_normalization == 'contributors'
+  if by_counts and not privacy.release_counts:
+    raise ValueError(
+        "server.row_normalization='contributors' with a privacy budget: who "
+        'touched a row is private; use server.row_normalization=mean, or '
+        '--privacy.release_counts for counts with noise.')
+  if privacy.release_counts and not by_counts:
+    raise ValueError(
+        'privacy.release_counts=True with server.row_normalization='
+        f'{server.row_normalization!r}, which reads no counts: they would be '
+        'paid for and not used; use server.row_normalization=contributors.')
+  if server.lazy_rows and server.optimizer != 'sgd':
+    raise ValueError(
+        f'server.lazy_rows=True with server.optimizer={server.optimizer!r} and '
+        'a privacy budget: rows that stand still show that nobody touched '
+        'them; use server.lazy_rows=false.')
+
+
+def what_is_uncovered(config: Config, num_clients: int) -> list[str]:
+  """What the epsilon of a run says nothing about, in words for the report."""
+  privacy = config.privacy
+  found = [
+      'Personal parameters: each depends on its own client without noise. They '
+      'stay on the device; towards the others the guarantee is joint '
+      'differential privacy.',
+      'Evaluation: test and validation metrics, metrics.jsonl and the report '
+      'are computed from the data without noise.',
+      'Statistics of a cohort that are logged (loss, clients that reported, '
+      'examples) are released without noise: keep them inside the simulation.',
+      'Seeds: the noise is reproducible by whoever knows the seed, and float32 '
+      'noise is not the ideal one (Mironov, 2012).',
+      'Tuning: other runs on the same data, whose results led to this config, '
+      'are not in this ledger.',
+      'The number of clients, the catalogue and who can take part (a client '
+      'with an interaction) count as public.',
+  ]
+  if config.evaluation.selection == 'best':
+    found.append(
+        'Selection: the best round is chosen on validation data without noise; '
+        'evaluation.selection=last needs no such choice.')
+  if privacy.head_items and privacy.head_source == 'public':
+    found.append(
+        f'Head items: the choice of the {privacy.head_items:,} trained rows '
+        'is declared public.')
+  if privacy.deployment_cohort:
+    found.append(
+        f'Simulation: the {num_clients:,} clients of this run see noise for a '
+        f'cohort of {privacy.deployment_cohort:,}; the epsilon is that of the '
+        'deployment and not theirs.')
+  if config.data.path or config.data.source.startswith(('csv:', 'parquet:')):
+    found.append(
+        'Filters of the data (minimum numbers of interactions) look at all '
+        'clients without noise.')
+  return found
