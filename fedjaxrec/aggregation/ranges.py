@@ -9,6 +9,9 @@ import math
 MAX_BITS = 32
 # Room for noise on the sum: a wrap has probability 1e-15 a coordinate.
 NOISE_SIGMAS = 8.0
+# The longest vector of integers whose squares are summed exactly in uint32,
+# with a little slack for the clip norm's own float32 rounding.
+MAX_ROUNDED_NORM = 65_500.0
 # Chance that conditional rounding draws again, at most; far less in practice.
 BETA = math.exp(-0.5)
 
@@ -87,6 +90,20 @@ def largest_scale(
         f'integer on either side of zero; {way_out}.')
   # A trifle less, so that float64 rounding cannot make it one integer more.
   return room / reach / l2_clip_norm * (1 - 1e-12)
+
+
+def largest_conditional_scale(l2_clip_norm: float, dimension: int) -> float:
+  """The largest scale at which conditional rounding can check its norm.
+
+  It leaves about 2^16 integers to the clip norm; rounding is then 2^-17 of it,
+  and more would gain nothing.
+  """
+  room = MAX_ROUNDED_NORM - math.sqrt(dimension)
+  if room <= 0:
+    raise ValueError(
+        f'dimension={dimension} must be below 2^31: squares of rounded entries '
+        'are summed in 32 bits; send fewer entries.')
+  return room / l2_clip_norm
 
 
 def rounded_l2_bound(

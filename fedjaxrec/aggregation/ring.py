@@ -19,9 +19,6 @@ PyTree = Any
 
 # A clipped delta passes its bound by float32 rounding only.
 _NORM_SLACK = 1e-4
-# The longest vector of integers whose squares are summed exactly in uint32,
-# the slack included.
-_MAX_NORM = 65500.0
 _ATTEMPTS = 8
 
 
@@ -148,13 +145,8 @@ def make_ring(
   fitting = ranges.largest_scale(
       bits, max_cohort, l2_clip_norm, noise_multiplier, bound / l2_clip_norm)
   if dimension is not None:
-    # Beyond it the squares would not fit into uint32, and the rounding that it
-    # is about is 2^-16 of the clip norm.
-    fitting = min(fitting, (_MAX_NORM - dimension**0.5) / l2_clip_norm)
-    if fitting <= 0:
-      raise ValueError(
-          f'dimension={dimension} must be below 2^31: squares of rounded '
-          'entries are summed in 32 bits; send fewer entries.')
+    fitting = min(
+        fitting, ranges.largest_conditional_scale(l2_clip_norm, dimension))
   if scale is None:
     scale = fitting
   elif scale > fitting:
