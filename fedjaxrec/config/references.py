@@ -9,6 +9,7 @@ import dataclasses
 from fedjaxrec.config.learning import MODELS, OBJECTIVES
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
+PRECISIONS = ('float64', 'float32')
 REFERENCES = ('popularity', 'item_knn', 'ease', 'ials', 'mf')
 
 
@@ -60,6 +61,7 @@ class IALSConfig:
     frequency_exponent: nu; a user's penalty is lambda (n_u + a0 m)^nu, an
       item's likewise. 0: the same for all; 1: as in the paper.
     init_scale: The item factors start as N(0, init_scale^2 / dim).
+    precision: float64 (exact), or float32 (twice as fast).
   """
   dim: int = 64
   sweeps: int = 16
@@ -67,6 +69,7 @@ class IALSConfig:
   unobserved_weight: float = 0.1
   frequency_exponent: float = 1.0
   init_scale: float = 0.1
+  precision: str = 'float64'
 
   def __post_init__(self):
     check_types(self, 'ials')
@@ -76,6 +79,7 @@ class IALSConfig:
     at_least('ials.unobserved_weight', self.unobserved_weight, 0)
     at_least('ials.frequency_exponent', self.frequency_exponent, 0)
     above('ials.init_scale', self.init_scale, 0)
+    one_of('ials.precision', self.precision, PRECISIONS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

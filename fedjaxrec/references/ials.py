@@ -1,4 +1,4 @@
-"""Implicit alternating least squares, exact, in float64. Host side.
+"""Implicit alternating least squares, each half solved exactly. Host side.
 
   L = sum over interactions (1 - p_u . v_i)^2 + a0 sum over all pairs
       (p_u . v_i)^2 + sum_u lambda_u |p_u|^2 + sum_i lambda_i |v_i|^2,
@@ -24,6 +24,7 @@ from fedjaxrec.references.reference import Reference, known_items
 
 # Gathered rows times dimensions held at once (8 bytes each).
 _BLOCK_ENTRIES = 2**22
+_NARROW = 8
 _STREAM = 0x1A15
 
 
@@ -41,53 +42,67 @@ def solve_side(
   x_u = (sum_{i of u} v_i v_i' + a0 V'V + lambda_u I)^-1 sum_{i of u} v_i.
 
   Users are taken in the order of their counts, in blocks that are as wide as
-  their last, so little of a block is padding.
+  their last, so little of a block is padding. A block narrower than the
+  dimension is solved in the space of its interactions: with V'V = Q S Q',
+  W = (a0 S + lambda_u I)^-1 and Y the rows times Q, x_u = Q W Y' (I + Y W
+  Y')^-1 1, the same by the matrix inversion lemma.
 
   Args:
     offsets: int64 [n + 1]: who has others[offsets[u]:offsets[u + 1]].
     others: int [nnz] indices into `factors`.
-    factors: float64 [m, dim], the fixed side.
+    factors: float [m, dim], the fixed side; its type is computed in.
     config: The penalties.
 
   Returns:
-    float64 [n, dim]; zeros where there is no interaction. Cost: nnz dim^2 + n
-    dim^3 / 3 multiplications.
+    float [n, dim]; zeros where there is no interaction. Cost: nnz k d + n k^3 /
+    3 multiplications, d the dimension and k the lesser of d and a user's count.
   """
   num_others, dim = factors.shape
   counts = np.diff(offsets)
-  everywhere = config.unobserved_weight * (factors.T @ factors)
+  gram = factors.T @ factors
+  spectrum, basis = np.linalg.eigh(gram)
+  spectrum = config.unobserved_weight * np.maximum(spectrum, 0)
   penalty = config.regularization * (
       counts + config.unobserved_weight * num_others
   ) ** config.frequency_exponent
-  # What a place without an interaction reads.
-  padded = np.concatenate([factors, np.zeros((1, dim))])
-  result = np.zeros((len(counts), dim))
-  order = np.argsort(counts, kind='stable')
-  order = order[counts[order] > 0]
-  widths = counts[order]
-  diagonal = np.arange(dim)
-  start = 0
-  while start < len(order):
-    stop = start + 1
-    size = max(int(widths[start]), dim)
-    while stop < len(order):
-      # Widths rise: this is what the block up to and with `stop` would hold.
-      width = max(int(widths[stop]), dim)
-      if (stop + 1 - start) * width * dim > _BLOCK_ENTRIES or (
-          width > 1.25 * size):
-        break
-      stop += 1
-    members = order[start:stop]
-    column = np.arange(int(widths[stop - 1]))[None, :]
+  penalty = penalty.astype(factors.dtype)
+  # In the basis V'V is diagonal; the last row is what padding reads.
+  padded = np.concatenate([factors @ basis, np.zeros((1, dim), factors.dtype)])
+  result = np.zeros((len(counts), dim), factors.dtype)
+  for members, width in _blocks(counts, dim):
+    column = np.arange(width)[None, :]
     mine = column < counts[members][:, None]
     place = np.where(mine, offsets[members][:, None] + column, 0)
     rows = padded[np.where(mine, others[place], num_others)]  # [B, width, dim]
-    matrix = rows.transpose(0, 2, 1) @ rows
-    matrix += everywhere
-    matrix[:, diagonal, diagonal] += penalty[members][:, None]
-    result[members] = np.linalg.solve(matrix, rows.sum(1)[..., None])[..., 0]
+    diagonal = spectrum[None, :] + penalty[members][:, None]  # [B, dim]
+    if width < dim:
+      matrix = (rows / diagonal[:, None, :]) @ rows.transpose(0, 2, 1)
+      matrix[:, np.arange(width), np.arange(width)] += 1
+      right = np.ones((len(members), width, 1), factors.dtype)
+      solved = rows.transpose(0, 2, 1) @ np.linalg.solve(matrix, right)
+      result[members] = solved[..., 0] / diagonal
+    else:
+      matrix = rows.transpose(0, 2, 1) @ rows
+      matrix[:, np.arange(dim), np.arange(dim)] += diagonal
+      result[members] = np.linalg.solve(
+          matrix, rows.sum(1)[..., None])[..., 0]
+  return result @ basis.T
+
+
+def _blocks(counts: np.ndarray, dim: int):
+  """Yields (users of similar counts, the largest count); no user without."""
+  order = np.argsort(counts, kind='stable')
+  order = order[counts[order] > 0]
+  widths = counts[order]
+  start = 0
+  while start < len(order):
+    # As many as are at most a quarter wider, and fit.
+    stop = int(np.searchsorted(
+        widths, max(1.25 * widths[start], _NARROW), side='right'))
+    width = max(int(widths[stop - 1]), dim)
+    stop = min(stop, start + max(1, _BLOCK_ENTRIES // (width * dim)))
+    yield order[start:stop], int(widths[stop - 1])
     start = stop
-  return result
 
 
 def by_item(train: Interactions) -> tuple[np.ndarray, np.ndarray]:
@@ -99,10 +114,11 @@ def by_item(train: Interactions) -> tuple[np.ndarray, np.ndarray]:
 
 def initial_items(
     num_items: int, config: IALSConfig, seed: int) -> np.ndarray:
-  """Draws the item factors' start: float64 [num_items, dim]."""
+  """Draws the item factors' start: [num_items, dim] in their precision."""
   generator = np.random.default_rng([_STREAM, seed])
-  return config.init_scale / np.sqrt(config.dim) * generator.standard_normal(
-      (num_items, config.dim))
+  start = generator.standard_normal((num_items, config.dim))
+  return (config.init_scale / np.sqrt(config.dim) * start).astype(
+      config.precision)
 
 
 def fit(

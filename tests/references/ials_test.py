@@ -1,5 +1,7 @@
 """iALS against the objective and against the formula, row by row."""
 
+import dataclasses
+
 import hypothesis
 import numpy as np
 import pytest
@@ -42,6 +44,19 @@ def test_a_side_is_solved_in_double_precision():
   solved = ials.solve_side(data.offsets, data.items, items, CONFIG)
   expected = slow.ials_half(slow.histories(data), items, CONFIG)
   np.testing.assert_allclose(solved, expected, rtol=RTOL, atol=RTOL)
+
+
+def test_single_precision_is_the_same_up_to_rounding():
+  data = slow.make_interactions(1, num_users=40, num_items=30, most=25)
+  exact = ials.fit(data, CONFIG)
+  config = dataclasses.replace(CONFIG, precision='float32')
+  items = ials.initial_items(data.num_items, config, 0)
+  assert ials.solve_side(
+      data.offsets, data.items, items, config).dtype == np.float32
+  fitted = ials.fit(data, config)
+  scale = np.abs(exact.item_table).max()
+  np.testing.assert_allclose(
+      fitted.item_table, exact.item_table, rtol=0, atol=scale * 1e4 * 2**-24)
 
 
 def test_blocks_change_nothing(monkeypatch):
@@ -101,7 +116,7 @@ def test_sweeps_can_be_watched():
 @pytest.mark.parametrize('changes', [
     {'dim': 0}, {'sweeps': 0}, {'regularization': 0.0},
     {'unobserved_weight': -0.1}, {'frequency_exponent': float('nan')},
-    {'init_scale': 0.0}])
+    {'init_scale': 0.0}, {'precision': 'half'}])
 def test_a_config_that_cannot_be_fitted_is_refused(changes):
   with pytest.raises(ValueError, match=f'ials.{next(iter(changes))}='):
     IALSConfig(**changes)
