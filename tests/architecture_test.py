@@ -49,7 +49,7 @@ IO_CALLS = {'open', 'print', 'input', 'np.load', 'np.save', 'np.savez',
             'np.loadtxt', 'np.fromfile'}
 # Heavy libraries: one module knows each of them, and nobody else.
 ONE_MODULE = ('tensorflow_datasets', 'plotly', 'tensorboardX', 'pyarrow',
-              'orbax', 'dp_accounting')
+              'orbax', 'dp_accounting', 'cryptography')
 # Gone, or on their way out, in one of the JAX versions that are supported.
 OLD_NAMES = {'jax.tree_map', 'jax.device_put_replicated',
              'jax.experimental.shard_map'}
