@@ -164,7 +164,7 @@ def take_stop(
       finite.
   """
   upto = stop.round + len(metrics.loss)
-  _check_finite(config, metrics.loss, stop.round)
+  _check_finite(config, np.asarray(metrics.loss), stop.round)
   lines: list[dict[str, Any]] = [
       {'round': stop.round + i + 1,
        'loss': float(metrics.loss[i]),
