@@ -5,6 +5,7 @@ itself, on a table of its own: on a sound protocol it is near chance, for what a
 client has never seen it cannot rank; where it does well, the protocol leaks.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -80,39 +81,10 @@ def train_local_only(
   counts = train.counts[clients]
   num_items = train.num_items
 
-  def gather(table, rows):
-    return table.at[rows].get(mode='fill', fill_value=0)
-
-  def scatter(table, rows, delta):
-    return table.at[rows].add(delta, mode='drop')
-
-  @jax.jit
-  def train_block(block, own):
-    def one_round(r, carry):
-      item_table, shared, own = carry
-      round_key = jax.random.fold_in(key, r)
-      keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(
-          block.client_id)
-      examples = jax.vmap(algorithm.draw)(block, keys)
-      item_rows = jax.tree.map(
-          lambda table: jax.vmap(gather)(table, examples.rows), item_table)
-      contribution, own = algorithm.client_update(
-          View(item_rows, shared, own,
-               algorithm.learning_rate_scale(jnp.int32(0))),
-          examples, block.num_examples)
-      item_table = jax.tree.map(
-          lambda table, delta: jax.vmap(scatter)(table, examples.rows, delta),
-          item_table, contribution.item_rows)
-      return (item_table, jax.tree.map(jnp.add, shared, contribution.shared),
-              own)
-
-    copies = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (len(block.client_id), *x.shape)),
-        (server.item_table, server.shared))
-    item_table, shared, own = jax.lax.fori_loop(
-        0, rounds, one_round, (*copies, own))
-    return jax.vmap(algorithm.score)(own, item_table, shared)
-
+  train_block = _make_train_block(
+      algorithm.draw, algorithm.client_update, algorithm.learning_rate_scale,
+      algorithm.score, rounds)
+  start_of_all = jax.device_put((server.item_table, server.shared))
   table_bytes = sum(x.nbytes for x in jax.tree.leaves(server.item_table))
   block_size = max(1, min(_BLOCK_SIZE, _MAX_TABLE_BYTES // table_bytes))
   scores = np.zeros((len(clients), num_items), np.float32)
@@ -128,9 +100,50 @@ def train_local_only(
       padded = np.pad(mine, (0, block_size - len(mine)), mode='edge')
       block = _read_block(train, clients[padded], capacity)
       out = train_block(
-          block, jax.tree.map(lambda x, places=padded: x[places], personal))
+          start_of_all, key, block,
+          jax.tree.map(lambda x, places=padded: x[places], personal))
       scores[mine] = np.asarray(out)[:len(mine)]
   return scores
+
+
+@functools.lru_cache(maxsize=16)
+def _make_train_block(
+    draw, client_update, learning_rate_scale, score, rounds
+):
+  """Builds the compiled training of a block of clients, each by itself."""
+  def gather(table, rows):
+    return table.at[rows].get(mode='fill', fill_value=0)
+
+  def scatter(table, rows, delta):
+    return table.at[rows].add(delta, mode='drop')
+
+  @jax.jit
+  def train_block(start, key, block, own):
+    def one_round(r, carry):
+      item_table, shared, own = carry
+      round_key = jax.random.fold_in(key, r)
+      keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(
+          block.client_id)
+      examples = jax.vmap(draw)(block, keys)
+      item_rows = jax.tree.map(
+          lambda table: jax.vmap(gather)(table, examples.rows), item_table)
+      contribution, own = client_update(
+          View(item_rows, shared, own,
+               learning_rate_scale(jnp.int32(0))),
+          examples, block.num_examples)
+      item_table = jax.tree.map(
+          lambda table, delta: jax.vmap(scatter)(table, examples.rows, delta),
+          item_table, contribution.item_rows)
+      return (item_table, jax.tree.map(jnp.add, shared, contribution.shared),
+              own)
+
+    copies = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (len(block.client_id), *x.shape)), start)
+    item_table, shared, own = jax.lax.fori_loop(
+        0, rounds, one_round, (*copies, own))
+    return jax.vmap(score)(own, item_table, shared)
+
+  return train_block
 
 
 def _read_block(

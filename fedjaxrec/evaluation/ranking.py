@@ -4,6 +4,7 @@ Ties are pessimistic: an item that nobody asked for and that scores as high as a
 relevant one stands above it. So a constant model finds nothing.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,8 +127,51 @@ def make_ranker(
     else:
       negatives = candidates_lib.published_negatives(negatives, targets, users)
     plan['negative'] = np.pad(negatives, ((0, padding), (0, 0)), mode='edge')
+  if candidates is not None:
+    plan['unlisted'] = ~candidates
   plan = jax.device_put(plan)
 
+  rank_batch = _make_rank_batch(
+      score, protocol, num_items, batch_size, max_relevant,
+      blocked_pairs.width, top_k)
+
+  def rank_fn(personal: PyTree, item_table: PyTree, shared: PyTree) -> Ranks:
+    _check_leading_axis('personal', personal, 'num_users', targets.num_users)
+    _check_leading_axis('item_table', item_table, 'num_items', num_items)
+    # Once, and not with every batch, where the caller holds NumPy arrays.
+    parameters = jax.device_put((personal, item_table, shared))
+    results = []
+    waiting = None
+    for batch in range(num_batches):
+      running = rank_batch(
+          plan, jax.device_put(np.int32(batch)), *parameters)
+      # One batch computes while one is fetched: more would hold more memory.
+      if waiting is not None:
+        results.append(jax.device_get(waiting))
+      waiting = running
+    results.append(jax.device_get(waiting))
+    rank, num_candidates, item = (
+        np.concatenate([result[i] for result in results])[:users.size]
+        for i in range(3))
+    valid = np.arange(max_relevant) < counts[:, None]
+    top = None
+    if top_k:
+      top = np.concatenate([result[3] for result in results])[:users.size]
+    return Ranks(np.repeat(users, counts), rank[valid],
+                 np.repeat(num_candidates, counts), top, item[valid])
+
+  return rank_fn
+
+
+@functools.lru_cache(maxsize=64)
+def _make_rank_batch(
+    score, protocol, num_items, batch_size, max_relevant, blocked_width, top_k
+):
+  """Builds the compiled ranking of one batch.
+
+  Everything of one ranker is in its plan, so rankers of the same shape and
+  score share what is compiled: those of many runs side by side, for example.
+  """
   def score_all(personal, item_table, shared):
     # The slot keeps vmap going where a model has no personal parameters.
     scores = jax.vmap(lambda _, mine: score(mine, item_table, shared))(
@@ -137,13 +181,13 @@ def make_ranker(
   def blocked_mask(plan, batch):
     start = plan['blocked_start'][batch]
     row, item = (
-        jax.lax.dynamic_slice_in_dim(plan[name], start, blocked_pairs.width)
+        jax.lax.dynamic_slice_in_dim(plan[name], start, blocked_width)
         for name in ('blocked_slot', 'blocked_item'))
     # Rows of later batches, and the padding, lie past the end and are dropped.
     blocked = jnp.zeros((batch_size, num_items), bool).at[
         row - batch * batch_size, item].set(True, mode='drop')
-    if candidates is not None:
-      blocked |= ~jnp.asarray(candidates)[None, :]
+    if 'unlisted' in plan:
+      blocked |= plan['unlisted'][None, :]
     return blocked
 
   @jax.jit
@@ -184,32 +228,7 @@ def make_ranker(
     item = jnp.take_along_axis(relevant, order, axis=1)
     return rank, num_candidates, item, top
 
-  def rank_fn(personal: PyTree, item_table: PyTree, shared: PyTree) -> Ranks:
-    _check_leading_axis('personal', personal, 'num_users', targets.num_users)
-    _check_leading_axis('item_table', item_table, 'num_items', num_items)
-    # Once, and not with every batch, where the caller holds NumPy arrays.
-    parameters = jax.device_put((personal, item_table, shared))
-    results = []
-    waiting = None
-    for batch in range(num_batches):
-      running = rank_batch(
-          plan, jax.device_put(np.int32(batch)), *parameters)
-      # One batch computes while one is fetched: more would hold more memory.
-      if waiting is not None:
-        results.append(jax.device_get(waiting))
-      waiting = running
-    results.append(jax.device_get(waiting))
-    rank, num_candidates, item = (
-        np.concatenate([result[i] for result in results])[:users.size]
-        for i in range(3))
-    valid = np.arange(max_relevant) < counts[:, None]
-    top = None
-    if top_k:
-      top = np.concatenate([result[3] for result in results])[:users.size]
-    return Ranks(np.repeat(users, counts), rank[valid],
-                 np.repeat(num_candidates, counts), top, item[valid])
-
-  return rank_fn
+  return rank_batch
 
 
 def _rank(wanted, valid, others, is_candidate):
