@@ -20,6 +20,7 @@ from absl import flags
 
 import fedjaxrec
 from fedjaxrec import config as config_lib
+from fedjaxrec import sweep_cli
 from fedjaxrec.flags import (
   define_bool,
   define_flags,
@@ -100,6 +101,14 @@ def _run_train(values: flags.FlagValues, arguments: list[str]) -> int:
   return 0
 
 
+def _run_sweep(values: flags.FlagValues, arguments: list[str]) -> int:
+  _refuse_arguments(arguments)
+  if values.resume and not values.workdir:
+    raise UsageError('--resume needs --workdir, the sweep to continue.')
+  return sweep_cli.run(
+      values, pathlib.Path(values.workdir or _new_workdir('sweep')))
+
+
 def _run_evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
   workdir = _run_directory(values, arguments)
   config = read_config(values, _read_run_config(workdir))
@@ -117,10 +126,10 @@ def _run_report(values: flags.FlagValues, arguments: list[str]) -> int:
 
 
 def _run_datasets(values: flags.FlagValues, arguments: list[str]) -> int:
-  from fedjaxrec.data import sources
+  from fedjaxrec.data import listing, sources
   if not arguments:
     _refuse_idle_flags(values)
-    print(_sources_table(values['data.cache_dir'].value or ''))
+    print(listing.sources_table(values['data.cache_dir'].value or ''))
     return 0
   _refuse_arguments(arguments[1:])
   given = values['data.source']
@@ -143,34 +152,6 @@ def _run_datasets(values: flags.FlagValues, arguments: list[str]) -> int:
   }
   print(json.dumps(facts, indent=2))
   return 0
-
-
-def _sources_table(cache_dir: str) -> str:
-  from fedjaxrec.data import cache, movielens
-  folder = cache.cache_folder(cache_dir)
-  rows = [('name', 'users', 'items', 'interactions', 'licence', 'cached')]
-  for name in config_lib.SOURCES:
-    edition = movielens.EDITIONS.get(name)
-    if edition is not None:
-      is_cached = cache.file_of(folder, name).exists()
-      rows.append((
-          name, f'{edition.num_users:,}', f'{edition.num_items:,}',
-          f'{edition.num_interactions:,}', 'research only',
-          'yes' if is_cached else 'no'))
-  rows += [
-    ('ncf', *3 * ('-',), 'see the files', 'needs --data.path'),
-    ('citeulike-a', *3 * ('-',), 'see the files', 'needs --data.path'),
-    ('synthetic', *3 * ('any',), 'none: made up', '-'),
-    ('csv:FILE', *3 * ('-',), 'see the file', '-'),
-    ('parquet:FILE', *3 * ('-',), 'see the file', '-'),
-    ('tfds:NAME', *3 * ('-',), 'see the set', 'on first use'),
-  ]
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  lines = ['  '.join(
-      f'{cell:>{width}}' if 1 <= index <= 3 else f'{cell:<{width}}'
-      for index, (cell, width) in enumerate(zip(row, widths))).rstrip()
-           for row in rows]
-  return '\n'.join([*lines, '', f'Cache: {folder}'])
 
 
 def _run_privacy(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -219,6 +200,9 @@ COMMANDS = {
       'fedjaxrec train [flags]',
       'Trains a federated recommender; writes a run directory and a report.',
       tuple(SECTIONS), _define_train, _run_train),
+  'sweep': Command(
+      sweep_cli.USAGE, sweep_cli.SUMMARY, ('', 'sweep', *tuple(SECTIONS)[1:]),
+      sweep_cli.define, _run_sweep),
   'evaluate': Command(
       'fedjaxrec evaluate RUN_DIRECTORY [flags]',
       'Evaluates a finished run again, for example by another protocol.',
@@ -333,7 +317,8 @@ Examples:
 def _command_help(name: str, full: bool) -> str:
   command = COMMANDS[name]
   parts = [f'{command.summary}\n\nUsage: {command.usage}']
-  titles = {section: SECTIONS[section] for section in command.sections}
+  titles = {section: SECTIONS.get(section, sweep_cli.TITLE)
+            for section in command.sections}
   groups = format_flags(_flag_values(name), titles, full)
   if groups:
     parts.append(groups)

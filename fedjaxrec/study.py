@@ -60,6 +60,7 @@ class Member(NamedTuple):
   Attributes:
     init: () -> State as NumPy arrays; personal leaves [num_clients, ...].
     personal_by_client: State -> the clients' own parameters.
+    clients_by_client: State -> all that clients keep.
     algorithm: With the member's scalars; members that differ in the seed alone
       share it, and so what is compiled with it.
     placement: The devices.
@@ -67,6 +68,7 @@ class Member(NamedTuple):
   """
   init: Callable[[], State]
   personal_by_client: Callable[[State], PyTree]
+  clients_by_client: Callable[[State], PyTree]
   algorithm: Algorithm
   placement: parallel.Placement
   key: jax.Array
@@ -172,17 +174,20 @@ def member_bytes(
              + 6 * block * (slots * row + size(server.shared) + size(own)))
 
 
-def _choose_devices(
+def choose_devices(
     config: Config, devices: Sequence[jax.Device] | None, num_members: int
 ) -> parallel.Placement:
-  """The devices that share the members; no more than there are members."""
+  """The devices that share the members; no more than there are members.
+
+  Raises:
+    ValueError: For pmap, and for several processes.
+  """
   settings = config.parallel
-  if settings.mode == 'pmap' or getattr(settings, 'coordinator', ''):
+  if settings.mode == 'pmap' or settings.coordinator:
     raise ValueError(
         f'parallel.mode={settings.mode} with parallel.coordinator='
-        f'{getattr(settings, "coordinator", "")!r}: a study runs in one '
-        'process, and shares its members among devices by shard_map; use '
-        'parallel.mode=auto.')
+        f'{settings.coordinator!r}: a study runs in one process, and shares '
+        'its members among devices by shard_map; use parallel.mode=auto.')
   found = parallel.choose_placement(
       settings, jax.local_devices() if devices is None else devices)
   chosen = found.devices[:num_members]
@@ -229,7 +234,7 @@ def make_study(
     raise ValueError(
         'members of one program need equally many clients; make a study for '
         'each number of clients.')
-  placement = _choose_devices(first, devices, num_members)
+  placement = choose_devices(first, devices, num_members)
   # Every device has equally many lanes; the last member fills what is over.
   lanes = -(-num_members // placement.num_devices) * placement.num_devices
   lane = [min(i, num_members - 1) for i in range(lanes)]
@@ -277,18 +282,18 @@ def make_study(
     return State(parts.algorithm.init_server(parts.server_key),
                  jax.vmap(init)(jnp.arange(num_clients)))
 
-  def run_one(values, state, data, plan, num_rounds):
+  def run_one(values, state, data, local_index, num_blocks, num_rounds):
     parts = parts_of(values)
     run = rounds.make_run_rounds(rounds.make_round(
         parts.algorithm, capacities, num_clients, num_items,
         visit_touched_rows=visit_touched_rows, uplink=parts.uplink))
     server, personal, metrics = run(
-        state.server, state.personal, data, plan, num_rounds, parts.client_key)
+        state.server, state.personal, data, Plan(local_index, num_blocks),
+        num_rounds, parts.client_key)
     return State(server, personal), metrics
 
   data_axis = None if shares_data else 0
-  plan_axes = Plan((0,) * len(capacities), None)  # type: ignore[arg-type]
-  call = jax.vmap(run_one, (0, 0, data_axis, plan_axes, None))
+  call = jax.vmap(run_one, (0, 0, data_axis, 0, None, None))
   init_all = jax.vmap(init_one)
   spread, copied = PartitionSpec(AXIS), PartitionSpec()
   mesh = Mesh(np.array(placement.devices), (AXIS,))
@@ -297,7 +302,7 @@ def make_study(
     call = jax.shard_map(
         call, mesh=mesh, check_vma=False, out_specs=spread,
         in_specs=(spread, spread, copied if shares_data else spread,
-                  Plan((spread,) * len(capacities), copied), copied))
+                  (spread,) * len(capacities), copied, copied))
     init_all = jax.shard_map(
         init_all, mesh=mesh, check_vma=False, in_specs=spread,
         out_specs=spread)
@@ -335,7 +340,7 @@ def make_study(
 
   def execute(state, chunk, num_rounds):
     state, metrics = call(
-        scalars, state, data, chunk, np.int32(num_rounds))
+        scalars, state, data, *chunk, np.int32(num_rounds))
     return state, jax.tree.map(lambda x: x[:num_members], metrics)
 
   def run(state, first_round, num_rounds):
@@ -362,6 +367,7 @@ def make_study(
         lambda: jax.tree.map(lambda x: x[index], start()),
         lambda state: (state.personal.personal if parts.uplink.has_memory
                        else state.personal),
+        lambda state: state.personal,
         algorithms.setdefault(values, parts.algorithm), placement,
         parts.client_key)
 

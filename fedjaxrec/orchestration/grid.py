@@ -35,11 +35,11 @@ class Member(NamedTuple):
   """One run of a sweep.
 
   Attributes:
-    index: Its place; members of one setting are neighbours.
+    place: Its place; members of one setting are neighbours.
     values: The swept fields' values, without the seed.
     config: The whole config of the run, validated.
   """
-  index: int
+  place: int
   values: dict[str, Any]
   config: Config
 
@@ -111,7 +111,8 @@ def _check_field(name: str, fields: Mapping[str, Field]) -> None:
     near += difflib.get_close_matches(name, fields, n=3, cutoff=0.6)
     hint = (f' Did you mean {" or ".join(dict.fromkeys(near))}?' if near else
             ' Any flag of `fedjaxrec train` that has a dot is one.')
-    raise ValueError(f'sweep.grid: {name!r} is not a field of the config.{hint}')
+    raise ValueError(
+        f'sweep.grid: {name!r} is not a field of the config.{hint}')
   if name.partition('.')[0] in _NOT_SWEPT:
     raise ValueError(
         f'sweep.grid: {name} does not change what a run learns; give it once, '
@@ -199,7 +200,7 @@ def make_members(
 def _members(
     base: Config, axes: Sequence[Axis], seeds: Sequence[int]
 ) -> Iterator[Member]:
-  index = itertools.count()
+  place = itertools.count()
   for settings in itertools.product(*(axis.settings for axis in axes)):
     values = {
         name: value for axis, setting in zip(axes, settings)
@@ -210,7 +211,7 @@ def _members(
       except ValueError as error:
         where = describe({**values, 'seed': seed})
         raise ValueError(f'sweep member {where}: {error}') from None
-      yield Member(next(index), values, config)
+      yield Member(next(place), values, config)
 
 
 def describe(values: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ TABLE = 'sweep.csv'
 MARKDOWN = 'sweep.md'
 PLOT = 'sweep.svg'
 PAGE = 'sweep.html'
-_KEYS = {'config', 'fields', 'members', 'programs'}
+_KEYS = {'config', 'grid', 'fields', 'members', 'programs'}
 
 
 class Outcome(NamedTuple):

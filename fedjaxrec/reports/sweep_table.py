@@ -193,9 +193,10 @@ def format_interval(value: Interval | None) -> str:
   return f'{value.mean:.4f} ± {value.high - value.mean:.4f}'
 
 
-def _cells(
+def cells(
     settings: Sequence[Setting], fields: Sequence[str]
 ) -> Iterator[list[str]]:
+  """Yields the head and a row a setting: fields, seeds, metrics, seconds."""
   shown = [path for path in SHOWN
            if any(over_seeds(setting, path) for setting in settings)]
   yield [*fields, 'seeds', *(SHOWN[path] for path in shown), 'train_s']
@@ -225,7 +226,7 @@ def caption(settings: Sequence[Setting]) -> str:
 def markdown(outcomes: Sequence[Outcome], fields: Sequence[str]) -> str:
   """The settings as a Markdown table; the best on validation is bold."""
   settings = settings_of(outcomes)
-  head, *rows = _cells(settings, fields)
+  head, *rows = cells(settings, fields)
   best = best_setting(settings) if len(settings) > 1 else None
   lines = [head, ['---'] * len(head)] + [
       [f'**{cell}**' for cell in row] if index == best else row
@@ -245,7 +246,7 @@ def print_settings(
     if not console.is_terminal:
       console = rich.console.Console(width=160)
   settings = settings_of(outcomes)
-  head, *rows = _cells(settings, fields)
+  head, *rows = cells(settings, fields)
   best = best_setting(settings) if len(settings) > 1 else None
   table = rich.table.Table(caption=caption(settings))
   for index, name in enumerate(head):
