@@ -237,7 +237,7 @@ def _add(tree, key, draw, bits):
           'of the ring; encode the delta first.')
   mask = jnp.uint32(2**bits - 1)
   keys = jax.random.split(key, len(leaves))
-  return treedef.unflatten([
+  return jax.tree.unflatten(treedef, [
       (x + draw(k, x.shape).astype(jnp.uint32)) & mask
       for x, k in zip(leaves, keys)])
 

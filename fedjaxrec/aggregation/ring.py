@@ -187,7 +187,7 @@ def make_ring(
     # NaN and overflow compare as False.
     unit = sum(jnp.sum(jnp.square(x / l2_clip_norm))
                for x in jax.tree.leaves(delta))
-    accepted = unit <= (1 + _NORM_SLACK) ** 2
+    accepted = jnp.asarray(unit <= (1 + _NORM_SLACK) ** 2)
     delta = jax.tree.map(lambda x: jnp.where(accepted, x, 0), delta)
     leaves, treedef = to_leaves(delta, sign_key, leading_axes, rotate)
     cut = levels if wrap_sigmas is None else 2**31 - 128

@@ -99,7 +99,7 @@ class DistributedNoise:
 
 
 def skellam_rdp(
-    orders: Sequence[int], variance: float, l1: float, l2: float
+    orders: Sequence[int] | np.ndarray, variance: float, l1: float, l2: float
 ) -> np.ndarray:
   """RDP of integers plus Skellam noise.
 
@@ -121,8 +121,8 @@ def skellam_rdp(
 
 
 def discrete_gaussian_rdp(
-    orders: Sequence[int], share_stddev: float, num_shares: int,
-    dimension: int, l1: float, l2: float,
+    orders: Sequence[int] | np.ndarray, share_stddev: float,
+    num_shares: int, dimension: int, l1: float, l2: float,
 ) -> np.ndarray:
   """RDP of integers plus a sum of discrete Gaussian shares.
 
@@ -182,7 +182,7 @@ def sampled_rdp(order: int, sampling_prob: float, rdp: Rdp) -> float:
 
 
 def distributed_rdp(
-    noise: DistributedNoise, orders: Sequence[int]
+    noise: DistributedNoise, orders: Sequence[int] | np.ndarray
 ) -> np.ndarray:
   """RDP of one secure sum at the survivor threshold, without sampling."""
   l1, l2 = noise.l1_sensitivity, noise.l2_sensitivity
