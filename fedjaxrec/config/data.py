@@ -104,6 +104,8 @@ class SyntheticConfig:
     num_clusters: Groups of users with tastes of their own (non-IID clients).
     concentration: Share of a user's interactions inside the cluster's taste.
     latent_dim: Dimension of the latent factors that make the ratings.
+    seed: Seed of the population; -1: the run's. Give it where runs with other
+      seeds are to have the same data, as in a sweep.
   """
   num_users: int = 1000
   num_items: int = 1000
@@ -113,9 +115,14 @@ class SyntheticConfig:
   num_clusters: int = 10
   concentration: float = 0.7
   latent_dim: int = 8
+  seed: int = -1
 
   def __post_init__(self):
     check_types(self, 'synthetic')
+    if not -1 <= self.seed < 2**31:
+      raise ValueError(
+          f'synthetic.seed={self.seed} must lie in [0, 2^31), or be -1 for the '
+          "run's own seed.")
     at_least('synthetic.num_users', self.num_users, 1)
     at_least('synthetic.num_items', self.num_items, 2)
     if self.num_users > 10_000_000 or self.num_items > 1_000_000:
