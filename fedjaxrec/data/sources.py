@@ -25,7 +25,7 @@ def load_interactions(
   Args:
     config: Source, path, cache, filters, columns.
     synthetic: The made-up population (source `synthetic` only).
-    seed: Seed of the made-up population.
+    seed: Seed of the made-up population that has none of its own.
 
   Raises:
     FileNotFoundError: If a file is not there, or a data set is to be had from
@@ -33,8 +33,9 @@ def load_interactions(
     ValueError: If a file or its content cannot be used.
   """
   if config.source == 'synthetic':
+    synthetic = synthetic or config_lib.SyntheticConfig()
     interactions = synthetic_lib.load(
-        synthetic or config_lib.SyntheticConfig(), seed)
+        synthetic, seed if synthetic.seed < 0 else synthetic.seed)
   else:
     interactions = _find_loader(config.source)(config)
   return interactions_lib.filter_interactions(
