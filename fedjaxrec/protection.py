@@ -16,6 +16,7 @@ from fedjaxrec.config import Config
 from fedjaxrec.transforms import adaptive_clip
 from fedjaxrec.transforms.clip import clip_by_l2, clip_groups_by_l2
 from fedjaxrec.transforms.compression import build_compression
+from fedjaxrec.transforms.error_feedback import with_error_feedback
 from fedjaxrec.transforms.noise import add_gaussian_noise
 from fedjaxrec.uplink import PLAIN, Codec, Uplink
 
@@ -109,9 +110,9 @@ def _clip_and_report(clip_norm):
 
 
 def _client_chain(config: Config):
-  """Builds (key, server's transform state) -> one client's chain, or None."""
+  """Builds one client's chain, as `Uplink.transform` is, or None."""
   privacy = config.privacy
-  compresses = config.compression.is_on
+  compress = build_compression(config.compression)
   clip_norm = _ring_clip_norm(config)
 
   def clip(state):
@@ -123,17 +124,20 @@ def _client_chain(config: Config):
     return clip_by_l2(clip_norm)
 
   clips = not _is_zero(clip_norm) or privacy.clips_groups
-  if not (clips or compresses):
+  if not clips and compress is None:
     return None
 
-  def make(key, state):
+  def make(key, round_key, state):
     chain = []
     if clips:
       chain.append(
           _clip_and_report(state.clip_norm)
           if privacy.clipping == 'adaptive' else clip(state))
-    if compresses:
-      chain.append(build_compression(config.compression)(key))
+    if compress is not None:
+      compressor = compress(key, round_key)
+      chain.append(
+          with_error_feedback(compressor)
+          if config.compression.error_feedback else compressor)
       if clips:
         chain.append(clip(state))
     return optax.chain(*chain)

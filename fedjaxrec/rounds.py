@@ -132,7 +132,7 @@ def make_round(
 
     def report(key):
       delta = algorithm.empty_contribution(server)
-      transform = make_transform(key, server.transform_state)
+      transform = make_transform(key, key, server.transform_state)
       return uplink.report(transform.init(delta))
 
     return jax.tree.map(

@@ -28,6 +28,7 @@ from fedjaxrec.participation.samplers import Sampler, build_sampler
 from fedjaxrec.protection import build_protection
 from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.server import ServerState
+from fedjaxrec.transforms.error_feedback import check_error_feedback
 from fedjaxrec.uplink import PLAIN, Uplink
 
 PyTree = Any
@@ -185,7 +186,7 @@ def make_parts(
           expected_cohort=expected_cohort))
   if uplink is None:
     uplink = PLAIN if client_transform is None else Uplink(
-        transform=lambda key, _: client_transform(key))
+        transform=lambda key, *_: client_transform(key))
   if uplink.has_memory:
     algorithm = _add_memory(algorithm)
   return Parts(
@@ -263,6 +264,12 @@ def make_simulation(
       uplink=uplink, expected_cohort=expected_cohort,
       server_transform=server_transform,
       transform_algorithm=transform_algorithm)
+  if uplink.has_memory:
+    check_error_feedback(
+        num_clients, *jax.eval_shape(
+            lambda key: algorithm.empty_contribution(
+                algorithm.init_server(key)), server_key),
+        config.compression.error_feedback_limit_gib)
   block_size = choose_block_size(
       config, placement.devices[0].platform, max_cohort)
   capacities = choose_classes(config, num_examples)

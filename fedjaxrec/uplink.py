@@ -34,14 +34,14 @@ class Uplink(NamedTuple):
   """The way of a delta, the pair (item rows, shared), to the sum.
 
   Attributes:
-    transform: (key, server's transform state) -> Optax transform of one
-      client's delta, which gets the extra argument `mask`: bool, for each leaf
+    transform: (key, round's key, server's transform state) -> Optax transform
+      of one client's delta, which gets the extra argument `mask`: bool, for each leaf
       the leading axes of its rows in use (a scalar for shared leaves). None: no
       transform.
     report: Transform's state -> numbers that are summed over the cohort and
       given to the server's transform as its extra argument `reports`.
-    has_memory: Whether what the transform took away is kept on the client and
-      added to its next delta of the same row (error feedback).
+    has_memory: Whether the transform has a memory that stays with the client
+      (error feedback): a field `memory` in its state, like the delta.
     is_dense: Whether the transform and the codec see the whole table, rows in
       the order of the items, instead of the touched rows. Costs a table a
       client of a block.
@@ -50,7 +50,8 @@ class Uplink(NamedTuple):
       are dropped before the transform. None: all.
   """
   transform: (
-      Callable[[jax.Array, PyTree], optax.GradientTransformation] | None
+      Callable[[jax.Array, jax.Array, PyTree], optax.GradientTransformation]
+      | None
   ) = None
   report: Callable[[PyTree], PyTree] = lambda state: ()
   has_memory: bool = False
@@ -73,7 +74,7 @@ class Sent(NamedTuple):
 
   Attributes:
     delta: (item rows, shared), transformed and encoded.
-    memory: What the transform took away; () without a memory.
+    memory: The transform's, moved on; () without one.
     reports: See `Uplink.report`.
     accepted: bool []: False where the delta was not finite, or the codec had
       no room for it: it is zeroed, and the client does not count.
@@ -115,16 +116,18 @@ def send(
   left = memory
   if uplink.transform is not None:
     transform = optax.with_extra_args_support(
-        uplink.transform(jax.random.fold_in(key, 1), transform_state))
+        uplink.transform(
+            jax.random.fold_in(key, 1), round_key, transform_state))
     mask = (jax.tree.map(lambda _: used, delta[0]),
             jax.tree.map(lambda _: jnp.bool_(True), delta[1]))
-    wanted = optax.tree.add(delta, memory) if uplink.has_memory else delta
-    delta, state = transform.update(
-        wanted, transform.init(wanted), None, mask=mask)
+    state = transform.init(delta)
+    if uplink.has_memory:
+      state = optax.tree.set(state, memory=memory)
+    delta, state = transform.update(delta, state, None, mask=mask)
     if uplink.has_memory:
       left = jax.tree.map(
-          lambda w, d, m: jnp.where(accepted, w - d, m), wanted, delta, memory)
-      delta = jax.tree.map(lambda d: jnp.where(accepted, d, 0), delta)
+          lambda new, old: jnp.where(accepted, new, old),
+          optax.tree.get(state, 'memory'), memory)
     reports = uplink.report(state)
   if uplink.codec is not None:
     delta, fits = uplink.codec.encode(

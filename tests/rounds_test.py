@@ -289,7 +289,7 @@ def clip_and_mark(key):
 @pytest.fixture(scope='module')
 def marked_round():
   return CompiledRound(
-      'equal', Uplink(transform=lambda key, _: clip_and_mark(key)))
+      'equal', Uplink(transform=lambda key, *_: clip_and_mark(key)))
 
 
 def mark_of(marked_round, plan, **kwargs):
