@@ -103,13 +103,16 @@ def popularity_groups(
     ValueError: If ranks do not say their items, or are of different targets.
   """
   first: np.ndarray | None = None
+  ranks_of: dict[str, np.ndarray] = {}  # In the order of (user, item).
   for name, other in ranks.items():
     if other.item is None:
       raise ValueError(
           f'ranks[{name!r}].item=None: popularity groups need to know whose '
           'rank it is; use the ranks that make_ranker returns.')
     pairs = np.stack([other.user, other.item])
-    pairs = pairs[:, np.lexsort(pairs[::-1])]
+    order = np.lexsort(pairs[::-1])
+    pairs = pairs[:, order]
+    ranks_of[name] = other.rank[order].astype(np.int64)
     if first is None:
       first = pairs
     if not np.array_equal(first, pairs):
@@ -125,8 +128,7 @@ def popularity_groups(
     result.append({
         'label': label, 'num_pairs': int(members.sum()),
         'num_items': len(np.unique(first[1][members]))})
-  for name, other in ranks.items():
-    rank = other.rank[np.lexsort((other.item, other.user))].astype(np.int64)
+  for name, rank in ranks_of.items():
     for group, entry in enumerate(result):
       mine = rank[group_of == group]
       entry[name] = {}

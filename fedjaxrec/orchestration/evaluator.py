@@ -9,7 +9,7 @@ import numpy as np
 from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.data.splits import Split
-from fedjaxrec.evaluation import controls, groups, metrics
+from fedjaxrec.evaluation import controls, corrected, groups, metrics
 from fedjaxrec.evaluation.candidates import sample_negatives
 from fedjaxrec.evaluation.metrics import Ranks
 from fedjaxrec.evaluation.ranking import make_ranker
@@ -100,11 +100,23 @@ def make_evaluator(
 
   activity = split.train.counts + split.fold_in.counts
 
-  def summarise(ranks: Ranks, counts: np.ndarray = activity) -> Metrics:
+  full_candidates = corrected.count_candidates(
+      split.test, known, split.test_candidates)
+  estimates_full = (
+      evaluation.protocol != 'full' and split.test.counts.max() == 1)
+
+  def summarise(ranks: Ranks, users: np.ndarray | None = None) -> Metrics:
+    counts, candidates = (
+        x if users is None else x[users] for x in (activity, full_candidates))
     summary = metrics.summarise_ranks(
         ranks, ks, num_items, bootstrap_samples=evaluation.bootstrap_samples,
         seed=config.seed)
-    return summary | groups.worst_group(ranks, counts, ks)
+    summary |= groups.worst_group(ranks, counts, ks)
+    if estimates_full:
+      estimates = corrected.corrected_metrics(
+          ranks, candidates[metrics.evaluated_users(ranks)], ks)
+      summary |= {name: float(x.mean()) for name, x in estimates.items()}
+    return summary
 
   def mean_of_trained(personal):
     return jax.tree.map(
@@ -134,7 +146,7 @@ def make_evaluator(
         own, users, int(rounds), config.client.batch_size, simulation.key)
     rank = make_test_ranker(controls.score_from_matrix, users)
     return summarise(
-        rank(scores, np.arange(num_items, dtype=np.int32), ()), activity[users])
+        rank(scores, np.arange(num_items, dtype=np.int32), ()), users)
 
   def test(personal, item_table, shared):
     personal = fold_in(personal, item_table, shared)

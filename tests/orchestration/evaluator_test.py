@@ -212,10 +212,15 @@ class TestLocalOnly:
     monkeypatch.setattr(evaluator, '_LOCAL_ONLY_CLIENTS', 5)
     monkeypatch.setattr(controls, 'train_local_only', lambda *args: np.zeros(
         (5, 130), np.float32))
-    make(split, {'evaluation.local_only': True,
-                 'evaluation.protocol': 'sampled-99'}, self.simulate(12)).test(
+    sections = make(
+        split, {'evaluation.local_only': True,
+                'evaluation.protocol': 'sampled-99'}, self.simulate(12)).test(
         np.zeros(12, np.float32), np.arange(130, dtype=np.float32),
         np.float32(0))
+    # Each row has its estimate of the full ranking beside it.
+    for row in (*sections['controls'].values(),
+                sections['test']['personalised']):
+      assert np.isfinite(row['corrected_ndcg@10'])
     everybody, whole = candidates[score]
     assert whole.shape == (12, 99) and everybody.tolist() == list(range(12))
     for row, seen in zip(whole, split.train.items.reshape(12, 4)):
