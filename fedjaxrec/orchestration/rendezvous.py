@@ -51,10 +51,7 @@ def _receive_all(
   error = None
   with contextlib.ExitStack() as stack:
     server = stack.enter_context(_listen(address))
-    while error is None:
-      present = {i: c for i, c in present.items() if not _is_gone(c)}
-      if len(present) == num_processes - 1:
-        break
+    while error is None and len(present) < num_processes - 1:
       server.settimeout(max(deadline - time.monotonic(), 0.001))
       try:
         connection = stack.enter_context(server.accept()[0])
@@ -71,6 +68,8 @@ def _receive_all(
       hello = _read(connection, min(5.0, deadline - time.monotonic()))
       if hello is None:  # Not one of ours, or one that went away.
         continue
+      # One that was started again comes a second time.
+      present = {i: c for i, c in present.items() if not _is_gone(c)}
       error = _refusal(hello, num_processes, present)
       if error:
         _write(connection, {'error': error})
