@@ -17,6 +17,7 @@ from fedjaxrec import parallel, population, rounds
 from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.blocks import Algorithm, WithMemory
 from fedjaxrec.config import Config
+from fedjaxrec.hosted_rounds import SumOnHost, make_hosted_execute
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.participation.plan import (
@@ -216,6 +217,7 @@ def make_simulation(
     server_transform: optax.GradientTransformation | None = None,
     transform_algorithm: Callable[[Algorithm], Algorithm] = lambda a: a,
     open_rows: np.ndarray | None = None,
+    sum_on_host: SumOnHost | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Simulation:
   """Builds a simulation; nothing compiles before its first call.
@@ -236,6 +238,8 @@ def make_simulation(
     transform_algorithm: Changes the algorithm before it is compiled.
     open_rows: bool [num_items]: the only rows that travel, where
       privacy.head_items asks for it.
+    sum_on_host: Sums a round's messages, for the secure levels that do it
+      outside the compiled round.
     devices: Devices to choose from; None: all, of all processes.
 
   Raises:
@@ -285,10 +289,17 @@ def make_simulation(
       placement.mode == 'single' and algorithm.server.rows_stand_still
       and uplink.codec is None
       and slots_of_cohort(config, num_examples, max_cohort) * 2 < num_items)
-  run_rounds = parallel.distribute(
-      rounds.make_run_rounds(rounds.make_round(
-          algorithm, capacities, num_clients, num_items, num_devices,
-          placement.axis_name, visit_touched_rows, uplink)), placement)
+  one_round = rounds.make_round(
+      algorithm, capacities, num_clients, num_items, num_devices,
+      placement.axis_name, visit_touched_rows, uplink)
+  run_rounds = parallel.distribute(rounds.make_run_rounds(one_round), placement)
+  hosted = None
+  if config.secure.on_host:
+    if sum_on_host is None:
+      raise ValueError(
+          f'secure.level={config.secure.level} without sum_on_host: its sums '
+          'are taken on the host; give one, or use secure.level=ideal.')
+    hosted = make_hosted_execute(one_round, rounds_per_call)
   client_key_everywhere = parallel.put_everywhere(client_key, placement)
 
   init_server = jax.jit(algorithm.init_server)
@@ -309,6 +320,11 @@ def make_simulation(
         planner(sampler, first_round, num_rounds), placement)
 
   def execute(state, chunk, num_rounds):
+    if hosted is not None:
+      server, personal, metrics = hosted(
+          state.server, state.personal, data, chunk, num_rounds, client_key,
+          sum_on_host)
+      return State(server, personal), metrics
     server, personal, metrics = run_rounds(
         state.server, state.personal, data, chunk,
         parallel.put_everywhere(np.int32(num_rounds), placement),

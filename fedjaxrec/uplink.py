@@ -35,9 +35,9 @@ class Uplink(NamedTuple):
 
   Attributes:
     transform: (key, round's key, server's transform state) -> Optax transform
-      of one client's delta, which gets the extra argument `mask`: bool, for each leaf
-      the leading axes of its rows in use (a scalar for shared leaves). None: no
-      transform.
+      of one client's delta, which gets the extra argument `mask`: bool, for
+      each leaf the leading axes of its rows in use (a scalar for shared
+      leaves). None: no transform.
     report: Transform's state -> numbers that are summed over the cohort and
       given to the server's transform as its extra argument `reports`.
     has_memory: Whether the transform has a memory that stays with the client

@@ -19,9 +19,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # ones.
 ROOMS = (
   'config', 'flags', 'data', 'population', 'participation', 'models',
-  'objectives', 'examples', 'optimizers', 'local_training', 'transforms',
-  'aggregation', 'uplink', 'protection', 'server', 'blocks', 'rounds',
-  'parallel', 'algorithms', 'communication',
+  'objectives', 'examples', 'optimizers', 'local_training',
+  'jax_privacy_bridge', 'transforms', 'aggregation', 'uplink', 'protection',
+  'server', 'blocks', 'rounds',
+  'hosted_rounds', 'parallel', 'algorithms', 'communication',
   'simulation', 'study', 'personalization', 'evaluation', 'references', 'privacy',
   'governance', 'export', 'reports', 'orchestration', '__init__',
   'sweep_cli', 'privacy_cli', 'cli', '__main__',
@@ -35,7 +36,7 @@ HOST = {'config', 'flags', 'data', 'participation', 'governance', 'reports',
         '__init__', 'sweep_cli', 'cli', '__main__'}
 DEVICE = {'population', 'models', 'objectives', 'examples', 'optimizers',
           'local_training', 'transforms', 'uplink', 'protection', 'server',
-          'blocks', 'rounds', 'parallel', 'algorithms', 'simulation', 'study'}
+          'blocks', 'rounds', 'hosted_rounds', 'parallel', 'algorithms', 'simulation', 'study'}
 MEETING_POINT = {'orchestration'}
 
 DEVICE_LIBRARIES = {'jax', 'jaxlib', 'flax', 'optax'}
@@ -49,7 +50,8 @@ IO_CALLS = {'open', 'print', 'input', 'np.load', 'np.save', 'np.savez',
             'np.loadtxt', 'np.fromfile'}
 # Heavy libraries: one module knows each of them, and nobody else.
 ONE_MODULE = ('tensorflow_datasets', 'plotly', 'tensorboardX', 'pyarrow',
-              'orbax', 'dp_accounting', 'cryptography')
+              'orbax', 'dp_accounting', 'cryptography', 'jax_privacy',
+              'tenseal')
 # Gone, or on their way out, in one of the JAX versions that are supported.
 OLD_NAMES = {'jax.tree_map', 'jax.device_put_replicated',
              'jax.experimental.shard_map'}

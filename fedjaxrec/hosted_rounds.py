@@ -1,0 +1,97 @@
+"""Rounds whose sum is taken outside the device, by a protocol on the host.
+
+The compiled round is cut in two at the sum: the clients' messages come to the
+host, whoever sums them there sees nothing but messages, and the sum goes back.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjaxrec.rounds import Round, RoundMetrics
+
+PyTree = Any
+
+
+class HostSum(NamedTuple):
+  """What came of a round's sum.
+
+  Attributes:
+    total: uint32 [dimension]; zeros where the round was aborted.
+    reported: Clients whose messages are in it; 0 where it was aborted.
+  """
+  total: np.ndarray
+  reported: int
+
+
+class SumOnHost(Protocol):
+  """Sums the messages of a round; may lose some of them, or all."""
+
+  def __call__(
+      self, messages: dict[int, np.ndarray], round_index: int
+  ) -> HostSum:
+    """Client -> its message, uint32 [dimension]."""
+
+
+def make_hosted_execute(
+    one_round: Round, rounds_per_call: int
+) -> Callable:
+  """Builds execute(server, personal, data, plan, num_rounds, key, sum_on_host).
+
+  Args:
+    one_round: A round with both halves.
+    rounds_per_call: Rounds that the metrics have room for.
+
+  Returns:
+    execute -> (server, personal, RoundMetrics): as a compiled call of rounds,
+    but the host is asked in the middle of each. The plan and the data have the
+    leading axis [1] of a single device. Memory: a message of every client of
+    the cohort at once, on the device and on the host.
+  """
+  upload, finish = one_round.upload, one_round.finish
+  if upload is None or finish is None:
+    raise ValueError(
+        'sums on the host need a single device and a codec of integers; use '
+        'parallel.mode=single and a secure.level.')
+  first_half = jax.jit(upload, donate_argnums=1)
+  second_half = jax.jit(finish)
+
+  def execute(server, personal, data, plan, num_rounds, key, sum_on_host):
+    drop = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    personal, data = drop(personal), drop(data)
+    local_index, num_blocks = (drop(part) for part in plan)
+    collected = []
+    for r in range(int(num_rounds)):
+      members = tuple(x[r] for x in local_index)
+      round_index = int(server.round_index)
+      personal, messages, reported, metrics = first_half(
+          server, personal, data, (members, num_blocks[r]), key)
+      leaves, treedef = jax.tree.flatten(messages)
+      sent = np.flatnonzero(np.asarray(reported))
+      places = np.concatenate([np.asarray(x).reshape(-1) for x in members])
+      rows = np.concatenate(
+          [np.asarray(x).reshape(len(x), -1) for x in leaves], axis=1)
+      result = sum_on_host(
+          {int(places[i]): rows[i] for i in sent}, round_index)
+      ends = np.cumsum([x[0].size for x in leaves])[:-1]
+      total = treedef.unflatten([
+          jnp.asarray(part.reshape(x.shape[1:]), jnp.uint32)
+          for part, x in zip(np.split(result.total, ends), leaves)])
+      server = second_half(server, total, jnp.float32(result.reported), key)
+      collected.append(metrics._replace(
+          reported=np.int32(result.reported)))
+    return server, jax.tree.map(lambda x: x[None], personal), RoundMetrics(*(
+        _pad([np.asarray(getattr(m, name)) for m in collected],
+             rounds_per_call)
+        for name in RoundMetrics._fields))
+
+  return execute
+
+
+def _pad(values, length):
+  padded = np.zeros(length, values[0].dtype if values else np.float32)
+  padded[:len(values)] = values
+  return padded
