@@ -14,6 +14,7 @@ by M / m times less noise than it asks for (pfl-research does the same by its
 `noise_cohort_size`). The default delta is that of the deployment's population.
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -97,6 +98,21 @@ class PrivacyPlan(NamedTuple):
   def l2_clip_norm(self) -> float:
     """L2 bound of one client's whole delta; the initial one if adaptive."""
     return _l2_bound(self.config)
+
+  def calibrated(self, config: Config) -> Config:
+    """The config with the noise in place of the budget, for the simulation.
+
+    Of its section `privacy` the noise multiplier is what the deltas and the
+    bits of adaptive clipping share, in units of the deployment. A private
+    choice of head items has been made by then, and is not asked for again.
+    """
+    multiplier = self.calibration.noise_multiplier
+    if self.config.release_counts:
+      multiplier /= math.sqrt(1 - self.config.count_share)
+    return dataclasses.replace(config, privacy=dataclasses.replace(
+        self.config, epsilon=0.0, noise_multiplier=multiplier,
+        bit_noise_stddev=self.bit_noise_stddev / self.noise_scale,
+        head_source='public'))
 
   def epsilon(self, rounds: int | None = None, *, accountant: str | None = None,
               interval: float = accounting.COARSE) -> float:

@@ -26,11 +26,6 @@ def refuse_unsound(config: Config) -> None:
         'privacy.release_counts=True with server.row_normalization='
         f'{server.row_normalization!r}, which reads no counts: they would be '
         'paid for and not used; use server.row_normalization=contributors.')
-  if server.lazy_rows and server.optimizer != 'sgd':
-    raise ValueError(
-        f'server.lazy_rows=True with server.optimizer={server.optimizer!r} and '
-        'a privacy budget: rows that stand still show that nobody touched '
-        'them; use server.lazy_rows=false.')
 
 
 def what_is_uncovered(config: Config, num_clients: int) -> list[str]:
