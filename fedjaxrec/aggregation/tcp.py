@@ -56,6 +56,7 @@ class TcpTransport:
     self._selector.register(self._listener, selectors.EVENT_READ, None)
     self._open: set[_Connection] = set()
     self._connections: dict[int, _Connection] = {}
+    self._early: list[tuple[int, bytes]] = []  # Came before it was asked.
 
   def wait_for(self, clients: set[int]) -> set[int]:
     """Accepts connections until these clients are there, or time is up."""
@@ -63,7 +64,7 @@ class TcpTransport:
     while not clients <= self._connections.keys():
       if time.monotonic() >= deadline:
         break
-      list(self._turn(deadline))
+      self._early += self._turn(deadline)
     return clients & self._connections.keys()
 
   def exchange(self, stage, requests):
@@ -77,6 +78,8 @@ class TcpTransport:
         connection.outgoing += _LENGTH.pack(len(request)) + request
         self._watch(connection)
         waiting.add(client)
+    early, self._early = self._early, []
+    yield from early
     while waiting and time.monotonic() < deadline:
       for client, message in self._turn(deadline):
         waiting.discard(client)
