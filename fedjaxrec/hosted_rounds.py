@@ -69,7 +69,7 @@ def make_hosted_execute(
       round_index = int(server.round_index)
       personal, messages, reported, metrics = first_half(
           server, personal, data, (members, num_blocks[r]), key)
-      leaves, treedef = jax.tree.flatten(messages)
+      leaves = jax.tree.leaves(messages)
       sent = np.flatnonzero(np.asarray(reported))
       places = np.concatenate([np.asarray(x).reshape(-1) for x in members])
       rows = np.concatenate(
@@ -77,7 +77,7 @@ def make_hosted_execute(
       result = sum_on_host(
           {int(places[i]): rows[i] for i in sent}, round_index)
       ends = np.cumsum([x[0].size for x in leaves])[:-1]
-      total = treedef.unflatten([
+      total = jax.tree.unflatten(jax.tree.structure(messages), [
           jnp.asarray(part.reshape(x.shape[1:]), jnp.uint32)
           for part, x in zip(np.split(result.total, ends), leaves)])
       server = second_half(server, total, jnp.float32(result.reported), key)

@@ -78,6 +78,7 @@ def make_server(
     lazy_rows: bool = False,
     transform: optax.GradientTransformation | None = None,
     expected_cohort: float | None = None,
+    table_dtype: str = 'float32',
 ) -> Server:
   """Builds the server's step from Optax optimizers.
 
@@ -99,6 +100,8 @@ def make_server(
       reports as the extra argument `reports`.
     expected_cohort: What a mean divides by, in place of the clients that
       reported: a public number, where their number is private.
+    table_dtype: Of the item table at rest. Sums, optimizer state and the step
+      are float32, and only the row that results is rounded.
 
   Raises:
     ValueError: For a transform of the sum together with lazy rows of an
@@ -120,8 +123,9 @@ def make_server(
         'server.lazy_rows=false and server.row_normalization=mean or sum.')
 
   def init(item_table, shared):
+    start = jax.tree.map(lambda x: x.astype(table_dtype), item_table)
     return ServerState(
-        jnp.int32(0), item_table, shared, item_optimizer.init(item_table),
+        jnp.int32(0), start, shared, item_optimizer.init(item_table),
         shared_optimizer.init(shared),
         optax.EmptyState() if transform is None else transform.init(
             (item_table, shared)))
@@ -154,7 +158,8 @@ def make_server(
       share = -1 / jnp.where(weight > 0, weight, 1)
       gradient = optax.tree.scale(
           share if row_normalization == 'mean' else -1, sums)
-    step, new_state = item_optimizer.update(gradient, opt_state, table)
+    start = jax.tree.map(lambda x: x.astype(jnp.float32), table)
+    step, new_state = item_optimizer.update(gradient, opt_state, start)
     step = optax.tree.scale(schedule(state.round_index), step)
     new_state = jax.tree.map(
         lambda new, old: jnp.where(reported, new, old), new_state, opt_state)
@@ -166,7 +171,8 @@ def make_server(
           lambda new, old: jnp.where(per_row(touched, new), new, old),
           new_state, opt_state)
     table = jax.tree.map(
-        lambda x, d: jnp.where(reported, x + d, x), table, step)
+        lambda x, d, old: jnp.where(reported, (x + d).astype(old.dtype), old),
+        start, step, table)
     return table, new_state
 
   def update_shared(state, sums, weight):

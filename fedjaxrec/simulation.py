@@ -269,11 +269,11 @@ def make_simulation(
       server_transform=server_transform,
       transform_algorithm=transform_algorithm)
   if uplink.has_memory:
+    table, shared = jax.eval_shape(
+        lambda key: algorithm.empty_contribution(algorithm.init_server(key)),
+        server_key)
     check_error_feedback(
-        num_clients, *jax.eval_shape(
-            lambda key: algorithm.empty_contribution(
-                algorithm.init_server(key)), server_key),
-        config.compression.error_feedback_limit_gib)
+        num_clients, table, shared, config.compression.error_feedback_limit_gib)
   block_size = choose_block_size(
       config, placement.devices[0].platform, max_cohort)
   capacities = choose_classes(config, num_examples)

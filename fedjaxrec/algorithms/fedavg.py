@@ -58,7 +58,8 @@ def make_fedavg(
       make_schedule(server.schedule, server.final_fraction, config.rounds),
       row_normalization=normalization,
       lazy_rows=server.lazy_rows and not hidden,
-      transform=server_transform, expected_cohort=expected_cohort)
+      transform=server_transform, expected_cohort=expected_cohort,
+      table_dtype=config.model.table_dtype)
   return Algorithm(
       init_server=lambda key: steps.init(*recommender.init_server(key)),
       init_personal=recommender.init_personal,

@@ -5,6 +5,7 @@ import dataclasses
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
 MODELS = ('mf', 'neumf')
+TABLE_DTYPES = ('float32', 'bfloat16')
 ALGORITHMS = ('fedavg',)
 OBJECTIVES = ('bce', 'bpr', 'squared_error')
 OPTIMIZERS = ('sgd', 'momentum', 'adagrad', 'adam', 'yogi')
@@ -23,15 +24,19 @@ class ModelConfig:
     dim: Dimension of user and item vectors.
     init_scale: Standard deviation of the initial vectors.
     hidden: Widths of NeuMF's layers.
+    table_dtype: The item table's numbers at rest: float32 or bfloat16 (half the
+      memory and the download; sums and steps are float32).
   """
   name: str = 'mf'
   dim: int = 32
   init_scale: float = 0.1
   hidden: tuple[int, ...] = (64, 32, 16)
+  table_dtype: str = 'float32'
 
   def __post_init__(self):
     check_types(self, 'model')
     one_of('model.name', self.name, MODELS)
+    one_of('model.table_dtype', self.table_dtype, TABLE_DTYPES)
     at_least('model.dim', self.dim, 1)
     if self.dim > 65_536:
       raise ValueError(
