@@ -199,7 +199,7 @@ def encode_upload(
   message = [np.uint32(len(rows)).astype('<u4').tobytes(),
              bits.encode_positions(ordered, layout.num_items)]
   for index, ((leaf, part), x) in enumerate(zip(parts, leaves)):
-    if index < len(layout.item) and not config.rotate:
+    if index < len(layout.item) and len(rows) and not config.rotate:
       x = x.reshape(len(rows), -1)[order]
     message.append(_encode_leaf(config, leaf, part, x))
   return b''.join(message)
@@ -235,15 +235,9 @@ def _encode_leaf(config, leaf, part: _Part, x: np.ndarray) -> bytes:
 def _encode_values(config, leaf, x: np.ndarray) -> bytes:
   if config.quantize == 'none' or not len(x):
     return x.tobytes()
-  scale = np.abs(x).max().astype(np.float32)
-  message = scale.astype('<f4').tobytes()
   levels = _levels(config)
-  level = np.rint(x.astype(np.float32) / (scale or 1) * levels).astype(np.int64)
-  if (_from_levels(config, leaf, level, scale) != x).any():
-    raise ValueError(
-        f'numbers that compression.quantize={config.quantize} cannot have put '
-        'out, for their largest magnitude is no scale of theirs; give what '
-        'this chain put out.')
+  step, level = _steps_of(leaf, x, levels)
+  message = step.astype('<f4').tobytes()
   if config.quantize == 'ternary':
     return message + bits.pack_trits(level + 1)
   if config.quantize == 'qsgd':
@@ -257,10 +251,33 @@ def _levels(config: CompressionConfig) -> int:
   return num_levels(config.bits) if config.quantize == 'qsgd' else 1
 
 
-def _from_levels(config, leaf, level, scale) -> np.ndarray:
+def _from_levels(leaf, level, step) -> np.ndarray:
   """The device's arithmetic, to the bit; see `transforms.quantize`."""
-  inverse = np.float32(1 / _levels(config))
-  return (scale * (level.astype(np.float32) * inverse)).astype(leaf.dtype)
+  return (level.astype(np.float32) * step).astype(leaf.dtype)
+
+
+def _steps_of(
+    leaf: Leaf, x: np.ndarray, levels: int
+) -> tuple[np.float32, np.ndarray]:
+  """Finds float32 step and int64 levels with x = level * step, to the bit."""
+  if leaf.dtype != np.float32:
+    raise ValueError(
+        f'x.dtype={x.dtype} cannot be coded by its levels: a step would not be '
+        'known to the bit; quantize float32 leaves.')
+  # The largest magnitude is levels * step, rounded once: so the step is known
+  # up to two of its last bits.
+  largest = np.abs(x).max().astype(np.float32)
+  guess = np.float32(largest / np.float32(levels))
+  level = np.rint(
+      x.astype(np.float64) / (float(guess) or 1)).astype(np.int64)
+  for ulps in (0, -1, 1, -2, 2):
+    step = np.float32(guess + ulps * np.spacing(guess))
+    if (_from_levels(leaf, level, step) == x).all():
+      return step, level
+  raise ValueError(
+      f'the largest of {len(x)} numbers, {largest}, is not {levels} times a '
+      'step that all of them are multiples of: this chain cannot have put them '
+      'out; give what it did.')
 
 
 class _Reader:
@@ -320,7 +337,7 @@ def decode_upload(
       leaves.append(x.reshape(part.units, part.width))
     else:
       leading = (len(rows),) if index < len(layout.item) else ()
-      leaves.append(x.reshape(*leading, *leaf.shape))
+      leaves.append(x.reshape((*leading, *leaf.shape)))
   if len(reader.left):
     raise ValueError(
         f'a message has {len(reader.left)} bytes too many; it was written '
@@ -344,7 +361,7 @@ def _decode_leaf(config, leaf, part: _Part, reader: _Reader) -> np.ndarray:
 def _decode_values(config, leaf, count: int, reader: _Reader) -> np.ndarray:
   if config.quantize == 'none' or not count:
     return np.frombuffer(reader.take(count * leaf.dtype.itemsize), leaf.dtype)
-  scale = np.frombuffer(reader.take(_SCALE_BYTES), '<f4')[0]
+  step = np.frombuffer(reader.take(_SCALE_BYTES), '<f4')[0]
   if config.quantize == 'ternary':
     level = bits.unpack_trits(reader.take(-(-count // 5)), count) - 1
   elif config.quantize == 'qsgd':
@@ -354,7 +371,7 @@ def _decode_values(config, leaf, count: int, reader: _Reader) -> np.ndarray:
     zeros = reader.positions(count, reader.count(count))
     level = bits.unpack(reader.take(-(-count // 8)), 1, count) * 2 - 1
     level[zeros] = 0
-  return _from_levels(config, leaf, level, scale)
+  return _from_levels(leaf, level, step)
 
 
 def download_bytes(num_rows: Any, layout: Layout) -> np.ndarray:
@@ -393,7 +410,7 @@ def decode_download(
   def read(leaf, leading):
     size = math.prod(leading) * leaf.size * leaf.dtype.itemsize
     return np.frombuffer(reader.take(size), leaf.dtype).reshape(
-        *leading, *leaf.shape)
+        (*leading, *leaf.shape))
 
   item = [read(leaf, (max(num_rows, 0),)) for leaf in layout.item]
   shared = [read(leaf, ()) for leaf in layout.shared]

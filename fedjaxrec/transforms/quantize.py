@@ -48,7 +48,7 @@ def qsgd(bits: int, key: jax.Array) -> optax.GradientTransformationExtraArgs:
   """Rounds every entry at random onto a uniform grid, without bias.
 
   A leaf with s = max|x| is sent as whole numbers in [-L, L], L = 2^(bits-1) - 1
-  and decoded as s l / L.
+  and decoded as l (s / L).
 
   Wire cost: `bits` bits an entry, and 32 bits a leaf for s.
   Error: |output - x| <= s / L in every entry (plus float rounding), and
@@ -94,19 +94,21 @@ def ternary(key: jax.Array) -> optax.GradientTransformationExtraArgs:
 
 
 def _stochastic(levels: int, key: jax.Array):
-  # A product and no quotient: XLA may turn the one into the other, and the
-  # decoder of a message must find the same bits. levels * inverse is 1.
+  # One rounded step for a leaf, and one product for an entry: what XLA makes of
+  # longer formulas depends on where they stand, and the decoder of a message
+  # must find the same bits.
   inverse = np.float32(1 / levels)
 
   def one(x, leaf_key):
     values = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(values), initial=0)
-    level = jnp.abs(values) / jnp.where(scale > 0, scale, 1) * levels
+    level = jnp.minimum(
+        jnp.abs(values) / jnp.where(scale > 0, scale, 1) * levels, levels)
     whole = jnp.floor(level)
     # Not floor(level + uniform): that sum can round up past the grid.
     up = jax.random.uniform(leaf_key, x.shape) < level - whole
-    level = jnp.sign(values) * (whole + up)
-    return (scale * (level * inverse)).astype(x.dtype)
+    step = scale * inverse
+    return (jnp.sign(values) * (whole + up) * step).astype(x.dtype)
 
   def compress(updates, draw_key, mask):
     del mask

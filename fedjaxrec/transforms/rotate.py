@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjaxrec.config.compression import ROTATION_CHUNK
@@ -23,6 +24,13 @@ from fedjaxrec.transforms.leaves import (
 PyTree = Any
 
 
+def _sylvester(n: int) -> np.ndarray:
+  """The Hadamard matrix of size n, scaled to a rotation: float32 [n, n]."""
+  place = np.arange(n)
+  common = np.bitwise_count(place[:, None] & place[None, :]).astype(int)
+  return ((1 - 2 * (common % 2)) / np.sqrt(n)).astype(np.float32)
+
+
 def hadamard(x: jax.Array) -> jax.Array:
   """The Walsh-Hadamard transform of the last axis, its own inverse.
 
@@ -30,16 +38,17 @@ def hadamard(x: jax.Array) -> jax.Array:
     x: float [..., n], n a power of two.
 
   Returns:
-    x H / sqrt(n), x's shape and dtype; an isometry. Time: n log2(n) additions.
+    x H / sqrt(n), x's shape and dtype; an isometry. Time: about 2 sqrt(n)
+    products an entry: as two products with matrices of size sqrt(n), which run
+    and compile faster than log2(n) passes of additions.
   """
   n, shape = x.shape[-1], x.shape
-  half = 1
-  while half < n:
-    x = x.reshape(*shape[:-1], n // (2 * half), 2, half)
-    x = jnp.stack([x[..., 0, :] + x[..., 1, :],
-                   x[..., 0, :] - x[..., 1, :]], -2)
-    half *= 2
-  return x.reshape(shape) * jnp.asarray(n**-0.5, x.dtype)
+  left = 1 << (n.bit_length() - 1) // 2
+  x = x.reshape(*shape[:-1], left, n // left)
+  x = jnp.einsum('...lr,lm->...mr', x, _sylvester(left).astype(x.dtype),
+                 precision='highest')
+  x = jnp.matmul(x, _sylvester(n // left).astype(x.dtype), precision='highest')
+  return x.reshape(shape)
 
 
 def _num_chunks(leaf: jax.Array, chunk_size: int) -> int:
@@ -91,7 +100,7 @@ def with_rotation(
 
   Returns:
     A transform with the extra argument `mask`, see `leaves.rows_in_use`. Time:
-    2 log2(chunk_size) additions an entry.
+    two `hadamard`s.
 
   Raises:
     ValueError: For a chunk_size that is no power of two.

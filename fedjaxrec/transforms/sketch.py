@@ -109,7 +109,7 @@ def low_rank(
   def project(x, used, basis):
     if basis is None:
       return x
-    flat = x.reshape(*used.shape, -1)
+    flat = x.reshape(*used.shape, basis.shape[1])
     return jnp.matmul(flat, basis.T.astype(x.dtype), precision='highest')
 
   def lift(a, x, basis):

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from fedjaxrec.communication import communication_summary, touched_rows
+from fedjaxrec.communication import (
+    bytes_by_client,
+    bytes_by_round,
+    communication_summary,
+    make_layout,
+    touched_rows,
+)
+from fedjaxrec.config import CompressionConfig
 
 
 def test_touched_rows_by_hand():
@@ -53,3 +60,36 @@ def test_touched_rows_are_what_makes_the_upload_small(num_items):
   assert summary['dense_uplink_bytes_per_client'] == dense
   # With every row touched the indices come on top; with 1 in 100 not.
   assert (summary['uplink_bytes_per_client'] > dense) == (num_items == 50)
+
+
+def test_compression_by_hand():
+  table = {'item': np.zeros((100, 4), np.float32)}
+  compression = CompressionConfig(
+      sparsify='top_k', fraction=0.1, quantize='qsgd')
+  rows, participations = np.array([10, 30, 5]), np.array([1, 2, 0])
+  summary = communication_summary(
+      table, {'b': np.zeros((), np.float32)}, rows, participations, 100,
+      compression)
+  # The count; 10 of 100 rows in 10 * 4 + 12 bits; 1 of 10 rows in 1 * 4 + 1;
+  # a scale and 4 values; a scale and one.
+  small = 4 + 7 + 1 + 4 + 4 + 4 + 1
+  # 30 of 100 in 30 * 2 + 49 bits is longer than a bitmap; 3 of 30 rows in
+  # 3 * 4 + 3 bits.
+  large = 4 + 13 + 2 + 4 + 12 + 4 + 1
+  assert summary == pytest.approx({
+      'uplink_bytes_per_client': (small + 2 * large) / 3,
+      'downlink_bytes_per_client': 70 / 3 * 16 + 4,
+      'dense_uplink_bytes_per_client': 1604,
+      'total_bytes': small + 2 * large + 70 * 16 + 3 * 4,
+      'uncompressed_uplink_bytes_per_client': 70 / 3 * 20 + 4})
+
+
+def test_rounds_add_up_what_their_clients_send():
+  layout = make_layout({'item': np.zeros((100, 2), np.float32)}, {}, 100)
+  traffic = bytes_by_client(layout, np.array([10, 30, 5]))
+  np.testing.assert_array_equal(traffic.up, [120, 360, 60])
+  np.testing.assert_array_equal(traffic.down, [80, 240, 40])
+  np.testing.assert_array_equal(
+      bytes_by_round(traffic, [np.array([0, 2]), np.array([], int)]),
+      [[180, 120], [0, 0]])
+  assert bytes_by_round(traffic, []).shape == (0, 2)
