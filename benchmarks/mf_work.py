@@ -1,5 +1,7 @@
 """The work that the speed benchmarks share: explicit MF, one epoch of SGD."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -47,6 +49,7 @@ def make_mf_simulation(
     *,
     l2_clip_norm: float = 0.0,
     noise_multiplier: float = 0.0,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Simulation:
   """Builds the simulation, with central DP's clipping and noise if asked."""
   clip = noise = None
@@ -57,7 +60,7 @@ def make_mf_simulation(
         noise_multiplier * l2_clip_norm, jax.random.key(7))
   return make_simulation(
       config, *population, num_items, client_transform=clip,
-      server_transform=noise)
+      server_transform=noise, devices=devices)
 
 
 def make_rounds_call(simulation: Simulation, rounds: int):
