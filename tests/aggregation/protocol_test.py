@@ -15,6 +15,7 @@ from fedjaxrec.aggregation import (
   masking,
   packing,
   parameters,
+  primitives,
   protocol,
   protocol_client,
 )
@@ -276,6 +277,32 @@ def test_two_rounds_of_a_client_are_uncorrelated(monkeypatch, reused):
   correlation = np.corrcoef(*uploads)[0, 1]
   # Five standard deviations of the correlation of independent values.
   assert (abs(correlation) < 5 / np.sqrt(20_000)) == (not reused)
+
+
+def test_no_key_is_used_twice(monkeypatch):
+  """Over two rounds of one cohort: a key seals once, and masks one vector.
+
+  A pair's mask key stands in both of its vectors, with opposite signs.
+  """
+  sealing, masks = [], []
+  encrypt, add = primitives.encrypt, masking.add_masks
+  monkeypatch.setattr(
+      primitives, 'encrypt',
+      lambda key, *rest: sealing.append(key) or encrypt(key, *rest))
+  def watched(total, added=(), subtracted=()):
+    masks.append((list(added), list(subtracted)))
+    add(total, added, subtracted)
+  monkeypatch.setattr(masking, 'add_masks', watched)
+  for round_index in (0, 1):
+    secure_sum(draw_inputs(), num_neighbors=8, threshold=5,
+               round_index=round_index)
+  assert len(sealing) == len(set(sealing)) == 2 * 8 * 7
+  uploads = [*masks[:8], *masks[9:17]]  # The ninth is the server's.
+  added = [key for plus, _ in uploads for key in plus]
+  subtracted = [key for _, minus in uploads for key in minus]
+  assert len(added) == len(set(added)) == 2 * (8 + 8 * 7 // 2)
+  assert len(subtracted) == len(set(subtracted)) == 2 * 8 * 7 // 2
+  assert set(subtracted) < set(added)
 
 
 def test_masks_come_from_the_operating_system(monkeypatch):
