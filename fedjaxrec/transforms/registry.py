@@ -13,9 +13,19 @@ import jax.numpy as jnp
 import optax
 
 from fedjaxrec.config.compression import CompressionConfig, num_kept
-from fedjaxrec.transforms.clip import clip_by_l2
+from fedjaxrec.transforms.clip import (
+    clip_by_l1,
+    clip_by_l2,
+    clip_groups_by_l2,
+    clip_rows_by_l2,
+)
 from fedjaxrec.transforms.error_feedback import with_error_feedback
+from fedjaxrec.transforms.local_privacy import (
+    add_local_gaussian_noise,
+    add_local_laplace_noise,
+)
 from fedjaxrec.transforms.noise import add_gaussian_noise
+from fedjaxrec.transforms.priv_unit import priv_unit
 from fedjaxrec.transforms.quantize import qsgd, sign, ternary
 from fedjaxrec.transforms.rotate import with_rotation
 from fedjaxrec.transforms.sketch import count_sketch, low_rank
@@ -91,10 +101,28 @@ TRANSFORMS: dict[str, Row] = {
     # Clipping and noise.
     'clip_by_l2': Row(
         lambda key: clip_by_l2(1.0), norm_never_grows=True),
+    'clip_by_l1': Row(
+        lambda key: clip_by_l1(1.0), norm_never_grows=True),
+    'clip_groups_by_l2': Row(
+        lambda key: clip_groups_by_l2(1.0), norm_never_grows=True),
+    'clip_rows_by_l2': Row(
+        lambda key: clip_rows_by_l2(1.0, row_axes=0), norm_never_grows=True),
     'add_gaussian_noise': Row(
         lambda key: add_gaussian_noise(0.5, key), side='server',
         zero_to_zero=False, non_finite_to_zero=False, ignores_padding=False,
         unbiased=True, squared_error=lambda x: 0.25 * x.size),
+    'add_local_gaussian_noise': Row(
+        lambda key: add_local_gaussian_noise(20.0, 8.0, 1e-5, key),
+        zero_to_zero=False, non_finite_to_zero=False, ignores_padding=False,
+        unbiased=True),
+    'add_local_laplace_noise': Row(
+        lambda key: add_local_laplace_noise(99.0, 8.0, key),
+        zero_to_zero=False, non_finite_to_zero=False, ignores_padding=False,
+        unbiased=True),
+    'priv_unit': Row(
+        lambda key: priv_unit(20.0, 8.0, key),
+        zero_to_zero=False, non_finite_to_zero=False, ignores_padding=False,
+        unbiased=True),
     # Sparsification.
     'top_k rows': Row(
         lambda key: top_k(_RK), norm_never_grows=True,
