@@ -28,6 +28,7 @@ from fedjaxrec.config import Config, to_dict
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.participation.plan import Plan, make_planner
 from fedjaxrec.participation.samplers import build_sampler
+from fedjaxrec.protection import build_protection
 from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.simulation import (
     State,
@@ -37,10 +38,9 @@ from fedjaxrec.simulation import (
     make_parts,
     slots_of_cohort,
 )
+from fedjaxrec.transforms.error_feedback import check_error_feedback
 
 PyTree = Any
-# Config -> the keyword arguments of `make_parts` that depend on it.
-MakeTransforms = Callable[[Config], Mapping[str, Any]]
 Training = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 AXIS = 'members'
@@ -51,6 +51,12 @@ TRACEABLE = (
     'client.learning_rate', 'client.momentum', 'client.proximal_mu',
     'objective.l2', 'server.b1', 'server.b2', 'server.eps',
     'server.final_fraction', 'server.learning_rate', 'server.momentum',
+)
+# The same where noise is plain Gaussian noise on a sum of floats.
+TRACEABLE_PRIVACY = (
+    'privacy.delta', 'privacy.epsilon', 'privacy.item_clip_norm',
+    'privacy.l2_clip_norm', 'privacy.noise_multiplier',
+    'privacy.shared_clip_norm',
 )
 
 
@@ -108,15 +114,23 @@ def read_field(config: Config, name: str) -> Any:
   return functools.reduce(getattr, name.split('.'), config)
 
 
+def traceable(config: Config) -> tuple[str, ...]:
+  """The fields of a config that may differ within a program."""
+  is_plain = (config.privacy.mechanism == 'gaussian'
+              and config.privacy.clipping == 'fixed'
+              and not config.secure.is_on)
+  return TRACEABLE + TRACEABLE_PRIVACY if is_plain else TRACEABLE
+
+
 def program_key(config: Config) -> str:
   """What separates programs: configs with one key can share one.
 
-  Everything but the seed and the scalars of `TRACEABLE`; of those, whether they
-  are 0.
+  Everything but the seed and the scalars that are `traceable`; of those,
+  whether they are 0.
   """
   values = to_dict(config)
   values.pop('seed')
-  for name in TRACEABLE:
+  for name in traceable(config):
     section, field = name.split('.')
     values[section][field] = bool(values[section][field])
   return repr(values)
@@ -135,15 +149,44 @@ def trace_fields(config: Config, values: Mapping[str, Any]) -> Config:
     section, _, field = name.rpartition('.')
     owner = result
     if section:
-      owner = copy.copy(getattr(result, section))
-      object.__setattr__(result, section, owner)
+      owner = getattr(result, section)
+      if owner is getattr(config, section):
+        owner = _copy_with_switches(owner)
+        object.__setattr__(result, section, owner)
     object.__setattr__(owner, field, value)
   return result
 
 
+def _copy_with_switches(section: Any) -> Any:
+  """A copy whose true-or-false properties stay what they are.
+
+  They say what is switched on, of scalars that may be traced in the copy; the
+  members of a program have the same switched on.
+  """
+  cls = type(section)
+  switches = {
+      name: getattr(section, name) for name, member in vars(cls).items()
+      if isinstance(member, property)
+      and isinstance(getattr(section, name), bool)}
+  result = copy.copy(section)
+  object.__setattr__(
+      result, '__class__', type(cls.__name__, (cls,), switches))
+  return result
+
+
+def protect(
+    config: Config, num_examples: np.ndarray, max_cohort: int
+) -> dict[str, Any]:
+  """What the sections privacy, compression and secure ask of `make_parts`."""
+  if not (config.privacy.clips or config.compression.is_on
+          or config.secure.is_on):
+    return {}
+  expected = float(config.cohort.size or (num_examples > 0).sum())
+  return build_protection(config, expected, max_cohort)._asdict()
+
+
 def member_bytes(
-    config: Config, num_examples: np.ndarray, num_items: int,
-    make_transforms: MakeTransforms = lambda config: {}
+    config: Config, num_examples: np.ndarray, num_items: int
 ) -> int:
   """About what one member needs on a device; nothing is computed.
 
@@ -155,17 +198,16 @@ def member_bytes(
     config: A member's config.
     num_examples: int [num_clients]: training interactions.
     num_items: Items in the catalogue.
-    make_transforms: See `make_study`.
   """
+  _, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
   parts = make_parts(
       config, build_recommender(config.model, num_items), num_items,
-      **make_transforms(config))
+      **protect(config, num_examples, max_cohort))
   server, own = jax.eval_shape(
       lambda key: (parts.algorithm.init_server(key),
                    parts.algorithm.init_personal(key)), parts.server_key)
   size = lambda tree: sum(
       x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-  _, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
   block = choose_block_size(config, jax.default_backend(), max_cohort)
   slots = int(max(num_examples)) * (1 + config.objective.drawn_negatives)
   row = size(server.item_table) / num_items
@@ -200,7 +242,6 @@ def make_study(
     training: Sequence[Training],
     num_items: int,
     *,
-    make_transforms: MakeTransforms = lambda config: {},
     devices: Sequence[jax.Device] | None = None,
 ) -> Study:
   """Builds a study; nothing compiles before its first call.
@@ -215,8 +256,6 @@ def make_study(
       takes them, of equally many clients. Where all are the same objects, the
       data is placed once.
     num_items: Items in the catalogue.
-    make_transforms: Config -> keyword arguments of `make_parts`. It is called
-      with scalars traced, and must only compute with them.
     devices: Devices to choose from; None: all local ones.
 
   Raises:
@@ -226,21 +265,22 @@ def make_study(
   if len({program_key(config) for config in configs}) != 1:
     raise ValueError(
         f'num_members={len(configs)}: members of one program differ in their '
-        f'seed and in {", ".join(TRACEABLE)} (zero or not zero throughout) '
-        'alone; make a study for each `program_key`.')
+        'seed and in scalars that are zero throughout or nowhere '
+        f'({", ".join(traceable(configs[0]))}); make a study for each '
+        '`program_key`.')
   num_members, first = len(configs), configs[0]
   num_clients = len(training[0][0]) - 1
-  if len({len(offsets) for offsets, _, _ in training}) != 1:
+  counts = [np.diff(offsets) for offsets, _, _ in training]
+  if len({(len(count), np.count_nonzero(count)) for count in counts}) != 1:
     raise ValueError(
-        'members of one program need equally many clients; make a study for '
-        'each number of clients.')
+        'members of one program need equally many clients, and as many with an '
+        'interaction; make a study for each of these numbers.')
   placement = choose_devices(first, devices, num_members)
   # Every device has equally many lanes; the last member fills what is over.
   lanes = -(-num_members // placement.num_devices) * placement.num_devices
   lane = [min(i, num_members - 1) for i in range(lanes)]
 
   recommender = build_recommender(first.model, num_items)
-  counts = [np.diff(offsets) for offsets, _, _ in training]
   shares_data = all(
       mine is theirs for other in training[1:]
       for mine, theirs in zip(training[0], other))
@@ -257,7 +297,7 @@ def make_study(
       make_planner(count, capacities, block_size, 1, cohort, rounds_per_call)
       for count, cohort in zip(counts, cohorts)]
 
-  varied = [name for name in TRACEABLE
+  varied = [name for name in traceable(first)
             if len({read_field(config, name) for config in configs}) > 1]
   # Stacked one by one, Python's numbers stay weakly typed, as constants are.
   scalars = {name: jnp.stack([
@@ -265,11 +305,22 @@ def make_study(
       for name in varied}
   scalars['seed'] = jnp.asarray([configs[i].seed for i in lane], jnp.int32)
 
-  def parts_of(values):
-    config = trace_fields(first, values)
-    return make_parts(config, recommender, num_items, **make_transforms(config))
+  def build(config):
+    return make_parts(
+        config, recommender, num_items,
+        **protect(config, counts[0], max_cohort))
 
-  known = make_parts(first, recommender, num_items, **make_transforms(first))
+  def parts_of(values):
+    return build(trace_fields(first, values))
+
+  known = build(first)
+  if known.uplink.has_memory:
+    table, shared = jax.eval_shape(
+        lambda key: known.algorithm.empty_contribution(
+            known.algorithm.init_server(key)), known.server_key)
+    check_error_feedback(
+        num_clients * num_members, table, shared,
+        first.compression.error_feedback_limit_gib)
   visit_touched_rows = (
       known.algorithm.server.rows_stand_still and known.uplink.codec is None
       and max(slots_of_cohort(first, count, max_cohort)
@@ -361,8 +412,7 @@ def make_study(
   def make_member(index):
     config = configs[index]
     values = tuple(read_field(config, name) for name in varied)
-    parts = make_parts(
-        config, recommender, num_items, **make_transforms(config))
+    parts = build(config)
     return Member(
         lambda: jax.tree.map(lambda x: x[index], start()),
         lambda state: (state.personal.personal if parts.uplink.has_memory

@@ -30,7 +30,6 @@ from fedjaxrec.reports import html, run_directory, sweep_directory
 from fedjaxrec.reports.progress import open_progress
 from fedjaxrec.simulation import Simulation, State
 from fedjaxrec.study import (
-    MakeTransforms,
     Study,
     make_study,
     member_state,
@@ -52,12 +51,10 @@ class Options(NamedTuple):
       `evaluate` and `train --resume` can take it up.
     write_reports: Every member gets a report.html, some 5 MB each.
     show_progress: Whether to show a progress bar.
-    make_transforms: See `study.make_study`.
   """
   keep_checkpoints: bool = False
   write_reports: bool = False
   show_progress: bool = True
-  make_transforms: MakeTransforms = lambda config: {}
 
 
 DEFAULTS = Options()
@@ -97,7 +94,7 @@ def run_program(
       compiles, and for a damaged checkpoint.
   """
   begin = time.perf_counter()
-  program = _build(jobs, options)
+  program = _build(jobs)
   with contextlib.closing(open_store(
       folder / run_directory.CHECKPOINTS, 1, _fingerprint(jobs))) as store:
     state, stops = _start(program, store)
@@ -119,12 +116,12 @@ def run_program(
   shutil.rmtree(folder, ignore_errors=True)
 
 
-def _build(jobs: Sequence[Job], options: Options) -> _Program:
+def _build(jobs: Sequence[Job]) -> _Program:
   study = make_study(
       [job.config for job in jobs],
       [(job.split.train.offsets, job.split.train.items,
         job.split.train.ratings) for job in jobs],
-      jobs[0].split.num_items, make_transforms=options.make_transforms)
+      jobs[0].split.num_items)
   return _Program(jobs, study, [
       make_evaluator(job.config, job.split, cast(Simulation, member))
       for job, member in zip(jobs, study.members)])

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import rich.console
 
 from fedjaxrec import config as config_lib
@@ -83,7 +84,7 @@ def run_sweep(
     _check_same_sweep(old, members, workdir)
   splits = _load_splits(members)
   programs = old['programs'] if old is not None else _make_programs(
-      members, splits, members_per_program, options)
+      members, splits, members_per_program)
   if old is None:
     sweep_directory.prepare_workdir(workdir)
   sweep: dict[str, Any] = {
@@ -168,7 +169,8 @@ def _load_splits(members: Sequence[Member]) -> list[Split]:
   splits = []
   for member in members:
     values = config_lib.to_dict(member.config)
-    made_up = member.config.data.source == 'synthetic'
+    made_up = (member.config.data.source == 'synthetic'
+               and member.config.synthetic.seed < 0)
     key = repr([values['data'], values['synthetic'], values['split'],
                 made_up and member.config.seed])
     if key not in loaded:
@@ -181,18 +183,18 @@ def _load_splits(members: Sequence[Member]) -> list[Split]:
 
 
 def _make_programs(
-    members: Sequence[Member], splits: Sequence[Split], most: int,
-    options: Options
+    members: Sequence[Member], splits: Sequence[Split], most: int
 ) -> list[list[int]]:
   """Which members run side by side: those that can, as many as fit."""
   groups: dict[tuple, list[int]] = {}
   for member, split in zip(members, splits):
-    key = (study.program_key(member.config), split.num_users, split.num_items)
+    key = (study.program_key(member.config), split.num_users, split.num_items,
+           np.count_nonzero(split.train.counts))
     groups.setdefault(key, []).append(member.place)
   programs = []
   for group in groups.values():
     config, split = members[group[0]].config, splits[group[0]]
-    size = most or _members_that_fit(config, split, options)
+    size = most or _members_that_fit(config, split)
     # Programs of equal size share the last one's loss.
     count = -(-len(group) // size)
     size = -(-len(group) // count)
@@ -200,12 +202,11 @@ def _make_programs(
   return programs
 
 
-def _members_that_fit(config: Config, split: Split, options: Options) -> int:
+def _members_that_fit(config: Config, split: Split) -> int:
   placement = study.choose_devices(config, None, 2**31)
   stats = placement.devices[0].memory_stats() or {}
   budget = int(_MEMORY_SHARE * stats.get('bytes_limit', 0)) or _MEMORY_BYTES
-  each = study.member_bytes(
-      config, split.train.counts, split.num_items, options.make_transforms)
+  each = study.member_bytes(config, split.train.counts, split.num_items)
   lanes = 1 if placement.devices[0].platform == 'cpu' else len(
       placement.devices)  # Devices of a CPU share its memory.
   return max(1, budget // max(each, 1)) * lanes
