@@ -125,7 +125,7 @@ def priv_unit(
       normal = [n - along * u for n, u in zip(normal, unit)]
     sine = jnp.sqrt(1 - cosine**2) / l2_norm(normal)
     factor = l2_clip_norm / parameters.mean_cosine
-    return treedef.unflatten([
+    return jax.tree.unflatten(treedef, [
         (factor * (cosine * u + sine * n)).astype(x.dtype)
         for u, n, x in zip(unit, normal, leaves)]), state
 
