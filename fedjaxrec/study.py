@@ -222,7 +222,7 @@ def choose_devices(
   """The devices that share the members; no more than there are members.
 
   Raises:
-    ValueError: For pmap, and for several processes.
+    ValueError: For pmap, several processes, and sums on the host.
   """
   settings = config.parallel
   if settings.mode == 'pmap' or settings.coordinator:
@@ -230,6 +230,11 @@ def choose_devices(
         f'parallel.mode={settings.mode} with parallel.coordinator='
         f'{settings.coordinator!r}: a study runs in one process, and shares '
         'its members among devices by shard_map; use parallel.mode=auto.')
+  if config.secure.on_host:
+    raise ValueError(
+        f'secure.level={config.secure.level} in a study: its sums are taken on '
+        'the host, one run at a time; use secure.level=ideal, which has the '
+        'same sums, or `fedjaxrec train`.')
   found = parallel.choose_placement(
       settings, jax.local_devices() if devices is None else devices)
   chosen = found.devices[:num_members]

@@ -193,8 +193,8 @@ def _make_programs(
     groups.setdefault(key, []).append(member.place)
   programs = []
   for group in groups.values():
-    config, split = members[group[0]].config, splits[group[0]]
-    size = most or _members_that_fit(config, split)
+    fit = _members_that_fit(members[group[0]].config, splits[group[0]])
+    size = most or fit
     # Programs of equal size share the last one's loss.
     count = -(-len(group) // size)
     size = -(-len(group) // count)
