@@ -18,6 +18,7 @@ from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.blocks import Algorithm, WithMemory
 from fedjaxrec.config import Config
 from fedjaxrec.hosted_rounds import SumOnHost, make_hosted_execute
+from fedjaxrec.memory import Memory, estimate_memory
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.participation.plan import (
@@ -86,6 +87,7 @@ class Simulation(NamedTuple):
     max_cohort: The largest cohort that a round can have.
     sampler: round_index -> client ids: who is invited.
     key: The key of the clients' draws.
+    memory: What it needs of each device, estimated.
   """
   init: Callable[[], State]
   run: Callable[[State, int, int], tuple[State, RoundMetrics]]
@@ -104,6 +106,7 @@ class Simulation(NamedTuple):
   max_cohort: int
   sampler: Sampler
   key: jax.Array
+  memory: Memory
 
 
 def call_interval(config: Config, max_cohort: int) -> int:
@@ -278,6 +281,11 @@ def make_simulation(
       config, placement.devices[0].platform, max_cohort)
   capacities = choose_classes(config, num_examples)
   rounds_per_call = call_interval(config, max_cohort)
+  memory = estimate_memory(
+      config, algorithm, uplink, num_clients=num_clients, num_items=num_items,
+      num_interactions=len(items), num_devices=num_devices,
+      capacity=capacities[-1], block_size=block_size, max_cohort=max_cohort,
+      rounds_per_call=rounds_per_call)
   planner = make_planner(
       num_examples, capacities, block_size, num_devices, max_cohort,
       rounds_per_call)
@@ -367,4 +375,4 @@ def make_simulation(
   return Simulation(
       init, run, plan, execute, temporary_bytes, restore, personal_by_client,
       clients_by_client, shapes, rounds_per_call, algorithm, placement,
-      capacities, block_size, max_cohort, sampler, client_key)
+      capacities, block_size, max_cohort, sampler, client_key, memory)

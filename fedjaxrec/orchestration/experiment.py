@@ -7,17 +7,21 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
+
 from fedjaxrec import config as config_lib
 from fedjaxrec.config import Config, EvaluationConfig, ParallelConfig
 from fedjaxrec.data.sources import load_split
 from fedjaxrec.data.splits import Split
+from fedjaxrec.memory import check_memory
 from fedjaxrec.orchestration import hosts, training
 from fedjaxrec.orchestration import summary as summary_lib
 from fedjaxrec.orchestration.checkpoints import Store, open_store
+from fedjaxrec.orchestration.devices import available_bytes
 from fedjaxrec.orchestration.evaluator import (
-    ALWAYS_KS,
-    Evaluator,
-    make_evaluator,
+  ALWAYS_KS,
+  Evaluator,
+  make_evaluator,
 )
 from fedjaxrec.orchestration.training import Stop
 from fedjaxrec.reports import html, run_directory, tables
@@ -180,6 +184,8 @@ def _build(config: Config) -> Run:
   simulation = make_simulation(
       config, train_part.offsets, train_part.items, train_part.ratings,
       split.num_items)
+  device = jax.local_devices()[0]
+  check_memory(simulation.memory, available_bytes(device), device.device_kind)
   return Run(
       config, split, simulation, make_evaluator(config, split, simulation))
 
