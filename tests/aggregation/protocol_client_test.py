@@ -130,6 +130,8 @@ def test_survivors_that_would_expose_somebody_are_refused(members, reason):
   small = SmallRound()
   small.play_until(Stage.CONSISTENCY)
   assert refusal(small, survivors(small, members)) is reason
+  # Nor does it answer what would have been right.
+  assert refusal(small, survivors(small, range(8))) is Reason.WRONG_STAGE
 
 
 def test_survivors_who_never_shared_are_refused():
