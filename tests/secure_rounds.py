@@ -30,7 +30,8 @@ def secure_sum(inputs, **changes):
   settings = {
       'bits': 16, 'num_neighbors': 6, 'threshold': 4, 'min_survivors': 3,
       'round_index': 0, 'registry': REGISTRY, 'identities': {
-          i: identity.Identity(i, IDENTITIES[i].private_key) for i in inputs}}
+          i: identity.Identity(i, IDENTITIES[i].private_key)
+          for i in inputs if i in IDENTITIES}}
   return protocol.run_secure_sum(inputs, **{**settings, **changes})
 
 

@@ -166,6 +166,6 @@ def enrol_clients(
     client_ids: Iterable[int], entropy: Entropy = system_entropy
 ) -> tuple[Registry, dict[int, Identity]]:
   """Makes and enrols an identity for each client of a simulation."""
-  identities = {i: create_identity(i, entropy) for i in client_ids}
+  identities = {int(i): create_identity(int(i), entropy) for i in client_ids}
   return (Registry({i: identity.public_key
                     for i, identity in identities.items()}), identities)

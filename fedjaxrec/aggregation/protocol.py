@@ -137,6 +137,7 @@ def run_secure_sum(
     raise ValueError(
         'transport=tcp: verify_once, tamper and entropy reach clients of this '
         'process only; choose in_process.')
+  inputs = _plain_ids(inputs)
   silent = check_dropouts(dropouts or {})
   parameters = RoundParameters(
       cohort=tuple(sorted(inputs)), round_index=round_index, bits=bits,
@@ -215,6 +216,7 @@ def run_masked_sum(
     ValueError: If an argument breaks a rule.
     RoundAborted: If too few upload.
   """
+  inputs = _plain_ids(inputs)
   degree = min(num_neighbors, len(inputs) - 1)
   parameters = RoundParameters(
       cohort=tuple(sorted(inputs)), round_index=round_index, bits=bits,
@@ -281,6 +283,7 @@ def run_ideal_sum(
 
   Args and errors: as of `run_masked_sum`.
   """
+  inputs = _plain_ids(inputs)
   d = dimension or _common_dimension(inputs)
   gone, clock = set(dropouts), _Clock()
   rejected = {i: Reason.BAD_INPUT for i, vector in inputs.items()
@@ -314,6 +317,11 @@ class _Clock:
       return call(*args, **kwargs)
     finally:
       self.seconds += time.thread_time() - begin
+
+
+def _plain_ids(inputs: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+  """Ids that come out of arrays are no Python integers."""
+  return {int(client): vector for client, vector in inputs.items()}
 
 
 def _common_dimension(inputs: Mapping[int, np.ndarray]) -> int:

@@ -146,6 +146,20 @@ def test_the_cheap_levels_refuse_as_well(run):
     run(inputs=inputs, bits=16, min_survivors=7)
 
 
+def test_ids_may_come_out_of_an_array():
+  ids = np.arange(3, 11, dtype=np.int32)
+  registry, identities = identity.enrol_clients(ids)
+  inputs = dict(zip(ids, draw_inputs().values()))
+  result = secure_sum(inputs, registry=registry, identities=identities,
+                      dropouts={'masked_input': ids[:1]})
+  masked = protocol.run_masked_sum(
+      inputs, bits=16, num_neighbors=4, min_survivors=3, round_index=0,
+      dropouts=ids[:1])
+  assert result.survivors == masked.survivors == tuple(range(4, 11))
+  assert result.sum.tolist() == masked.sum.tolist() == plain_sum(
+      inputs, ids[1:], 16)
+
+
 def test_a_client_without_an_identity_is_refused():
   inputs = draw_inputs()
   identities = {i: identity.Identity(i, IDENTITIES[i].private_key)
