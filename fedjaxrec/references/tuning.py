@@ -30,9 +30,9 @@ SEARCH_SPACES: Mapping[str, Mapping[str, Sequence]] = {
     },
     'ease': {'l2': (30.0, 60.0, 100.0, 200.0, 300.0, 500.0, 1000.0, 2000.0)},
     'ials': {
-        'dim': (16, 32, 64, 128),
-        'regularization': (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3),
-        'unobserved_weight': (0.03, 0.1, 0.2, 0.4, 1.0),
+        'dim': (32, 64, 128),
+        'regularization': (1e-3, 3e-3, 1e-2, 3e-2, 0.1),
+        'unobserved_weight': (0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
         'frequency_exponent': (0.5, 0.75, 1.0),
     },
     'mf': {
@@ -44,6 +44,20 @@ SEARCH_SPACES: Mapping[str, Mapping[str, Sequence]] = {
         'l2': (0.0, 0.001, 0.003, 0.01),
     },
 }
+
+# What a search on validation has found, where it is not the defaults.
+_TUNED: Mapping[tuple[str, str], ReferenceConfig] = {
+}
+
+
+def tuned_config(name: str, source: str) -> ReferenceConfig:
+  """The configuration found for a data set; for others, the defaults.
+
+  Args:
+    name: The reference.
+    source: The data set, as `data.source`.
+  """
+  return _TUNED.get((name, source), CONFIGS[name]())
 
 
 class Trial(NamedTuple):
