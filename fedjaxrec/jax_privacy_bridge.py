@@ -61,10 +61,14 @@ def buffered_privatizer(
   import optax
   from jax_privacy import noise_addition
   from jax_privacy.matrix_factorization import buffered_toeplitz
-  matrix = buffered_toeplitz.BufferedToeplitz.build(
-      buf_decay=decay, output_scale=scale, dtype=jnp.float32)
+  # The library reads the parameters back as NumPy, so they must not be traced
+  # where the transform is made in a compiled function.
+  with jax.ensure_compile_time_eval():
+    matrix = buffered_toeplitz.BufferedToeplitz.build(
+        buf_decay=decay, output_scale=scale, dtype=jnp.float32)
+    inverse = matrix.inverse_as_streaming_matrix()
   inner = noise_addition.matrix_factorization_privatizer(
-      matrix.inverse_as_streaming_matrix(), stddev=stddev, prng_key=key)
+      inverse, stddev=stddev, prng_key=key)
 
   def update(updates, state, params=None):
     # The library adds an entry to all buffers by rank promotion.

@@ -88,13 +88,14 @@ def init_adaptive_clip(
   Raises:
     ValueError: For a norm outside [SMALLEST_CLIP_NORM, LARGEST_CLIP_NORM].
   """
-  if not SMALLEST_CLIP_NORM <= initial_clip_norm <= LARGEST_CLIP_NORM:
+  if _is_known(initial_clip_norm) and not (
+      SMALLEST_CLIP_NORM <= initial_clip_norm <= LARGEST_CLIP_NORM):
     raise ValueError(
         f'initial_clip_norm={initial_clip_norm} must lie in '
         f'[{SMALLEST_CLIP_NORM}, {LARGEST_CLIP_NORM}]; the norm changes by '
         'factors, so it cannot start from 0.')
   return AdaptiveClipState(
-      jnp.float32(initial_clip_norm), jax.random.key_data(key))
+      jnp.asarray(initial_clip_norm, jnp.float32), jax.random.key_data(key))
 
 
 def update_clip_norm(
@@ -141,12 +142,12 @@ def update_clip_norm(
 
 
 def add_noise_and_adapt(
-    noise_multiplier: float,
-    report_noise_stddev: float,
+    noise_multiplier: Any,
+    report_noise_stddev: Any,
     expected_cohort: float,
     key: jax.Array,
     *,
-    initial_clip_norm: float,
+    initial_clip_norm: Any,
     quantile: float = 0.5,
     learning_rate: float = 0.2,
 ) -> optax.GradientTransformation:
@@ -164,7 +165,8 @@ def add_noise_and_adapt(
   report_noise_stddev) * state.clip_norm in every entry. Wire cost: none.
 
   Args:
-    noise_multiplier: Of the whole: what the accountant is told.
+    noise_multiplier: Of the whole: what the accountant is told. Settings may be
+      traced, so that one compiled function serves a sweep.
     report_noise_stddev: As for `update_clip_norm`; above noise_multiplier / 2.
     expected_cohort: As for `update_clip_norm`.
     key: Typed key of the first draw.
@@ -195,8 +197,8 @@ def add_noise_and_adapt(
 
 
 def delta_noise_multiplier(
-    noise_multiplier: float, report_noise_stddev: float
-) -> float:
+    noise_multiplier: Any, report_noise_stddev: Any
+) -> Any:
   """The noise on the deltas so that, with the reports', z is noise_multiplier.
 
   Two Gaussian releases of multipliers z_delta and 2 sigma_b (the reports have
@@ -205,19 +207,26 @@ def delta_noise_multiplier(
 
   Args:
     noise_multiplier: z of both together: what the accountant is told; 0 asks
-      for no privacy and gives 0.
-    report_noise_stddev: sigma_b, absolute, on the sum of the reports.
+      for no privacy and gives 0. May be traced.
+    report_noise_stddev: sigma_b, absolute, on the sum of the reports. May be
+      traced.
 
   Returns:
     z_delta, above z: in units of the clip norm.
 
   Raises:
-    ValueError: If the reports alone cost more than noise_multiplier allows.
+    ValueError: If the reports alone cost more than noise_multiplier allows, and
+      that is known before tracing; NaN if it is not.
 
   References:
     Andrew et al., 2021, `Differentially Private Learning with Adaptive Clipping
     <https://arxiv.org/abs/1905.03871>`_, theorem 1.
   """
+  if not (_is_known(noise_multiplier) and _is_known(report_noise_stddev)):
+    # A multiplier that the reports do not leave room for makes the noise, and
+    # with it all that is released, NaN.
+    return noise_multiplier / jnp.sqrt(
+        1 - jnp.square(noise_multiplier / (2 * report_noise_stddev)))
   if not noise_multiplier >= 0:
     raise ValueError(
         f'noise_multiplier={noise_multiplier} must be a number of at least 0.')
@@ -232,17 +241,23 @@ def delta_noise_multiplier(
   return (noise_multiplier**-2 - (2 * report_noise_stddev)**-2) ** -0.5
 
 
+def _is_known(value):
+  """Whether a setting is a number already, and not one that is traced."""
+  return isinstance(value, (int, float))
+
+
 def _check_rule(expected_cohort, quantile, learning_rate, report_noise_stddev):
-  if not (expected_cohort > 0 and math.isfinite(expected_cohort)):
+  if _is_known(expected_cohort) and not (
+      expected_cohort > 0 and math.isfinite(expected_cohort)):
     raise ValueError(
         f'expected_cohort={expected_cohort} must be a finite number above 0: '
         'sampling_prob times the number of clients.')
-  if not 0 <= quantile <= 1:
+  if _is_known(quantile) and not 0 <= quantile <= 1:
     raise ValueError(
         f'quantile={quantile} must lie in [0, 1]; it is the share of clients '
         'whose delta is within the clip norm.')
   for name, value in (('learning_rate', learning_rate),
                       ('report_noise_stddev', report_noise_stddev)):
-    if not (value >= 0 and math.isfinite(value)):
+    if _is_known(value) and not (value >= 0 and math.isfinite(value)):
       raise ValueError(
           f'{name}={value} must be a finite number of at least 0.')

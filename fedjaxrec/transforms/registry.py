@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjaxrec.config.compression import CompressionConfig, num_kept
@@ -18,6 +19,10 @@ from fedjaxrec.transforms.clip import (
     clip_by_l2,
     clip_groups_by_l2,
     clip_rows_by_l2,
+)
+from fedjaxrec.transforms.correlated_noise import (
+    add_banded_noise,
+    add_buffered_toeplitz_noise,
 )
 from fedjaxrec.transforms.error_feedback import with_error_feedback
 from fedjaxrec.transforms.local_privacy import (
@@ -111,6 +116,17 @@ TRANSFORMS: dict[str, Row] = {
         lambda key: add_gaussian_noise(0.5, key), side='server',
         zero_to_zero=False, non_finite_to_zero=False, ignores_padding=False,
         unbiased=True, squared_error=lambda x: 0.25 * x.size),
+    'add_banded_noise': Row(
+        lambda key: add_banded_noise(0.5, np.array([0.8, 0.5]), key),
+        side='server', zero_to_zero=False, non_finite_to_zero=False,
+        ignores_padding=False, unbiased=True,
+        squared_error=lambda x: (0.5 / 0.8) ** 2 * x.size),
+    'add_buffered_toeplitz_noise': Row(
+        lambda key: add_buffered_toeplitz_noise(
+            0.5, np.array([0.9]), np.array([0.3]), key),
+        side='server', zero_to_zero=False, non_finite_to_zero=False,
+        ignores_padding=False, unbiased=True,
+        squared_error=lambda x: 0.25 * x.size),
     'add_local_gaussian_noise': Row(
         lambda key: add_local_gaussian_noise(20.0, 8.0, 1e-5, key),
         zero_to_zero=False, non_finite_to_zero=False, ignores_padding=False,

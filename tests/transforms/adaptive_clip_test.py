@@ -182,3 +182,22 @@ def test_parameters_that_promise_nothing_are_refused(call, message):
 
 def test_no_privacy_needs_no_noise_on_the_deltas():
   assert delta_noise_multiplier(0.0, 1.0) == 0.0
+
+
+def test_settings_may_be_traced_and_give_the_same():
+  sums = Reported(jnp.zeros(50), jnp.float32(3.0))
+
+  def step(noise_multiplier, stddev, clip_norm, quantile):
+    transform = add_noise_and_adapt(
+        noise_multiplier, stddev, 40.0, jax.random.key(0),
+        initial_clip_norm=clip_norm, quantile=quantile)
+    return transform.update(sums, transform.init(None))
+
+  settings = 1.0, 2.0, 0.3, 0.6
+  # The same few float32 operations, which a compiler may fuse.
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+      jax.jit(step)(*settings), step(*settings))
+  # Reports that cost more than both may: nothing usable is released.
+  noisy, _ = jax.jit(step)(1.0, 0.4, 0.3, 0.6)
+  assert np.isnan(noisy.update).all()
