@@ -23,8 +23,8 @@ ROOMS = (
   'jax_privacy_bridge', 'transforms', 'aggregation', 'uplink', 'protection',
   'server', 'blocks', 'rounds',
   'hosted_rounds', 'memory', 'parallel', 'algorithms', 'communication',
-  'simulation', 'study', 'personalization', 'evaluation', 'references', 'privacy',
-  'governance', 'export', 'reports', 'orchestration', '__init__',
+  'simulation', 'study_fields', 'study', 'personalization', 'evaluation',
+  'references', 'privacy', 'governance', 'export', 'reports', 'orchestration', '__init__',
   'sweep_cli', 'privacy_cli', 'cli', '__main__',
 )
 # Who may ask the package for its version by `import fedjaxrec`.
@@ -32,7 +32,7 @@ ASK_VERSION = {'orchestration', 'cli', '__main__'}
 # Whole rooms on one side. Other rooms have files of both sides; there, as
 # everywhere but where the sides meet, no file is on both.
 HOST = {'config', 'flags', 'data', 'participation', 'governance', 'reports',
-        'privacy_cli',
+        'privacy_cli', 'study_fields',
         '__init__', 'sweep_cli', 'cli', '__main__'}
 DEVICE = {'population', 'models', 'objectives', 'examples', 'optimizers',
           'local_training', 'transforms', 'uplink', 'protection', 'server',
