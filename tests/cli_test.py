@@ -133,7 +133,7 @@ def test_an_answer_needs_no_jax(arguments):
 
 def test_an_unknown_command_is_answered_with_the_nearest(run):
   assert fails_in_one_line(run('trian'), "'trian'", 'Did you mean train?')
-  assert fails_in_one_line(run('xyz'), 'Commands: train, evaluate')
+  assert fails_in_one_line(run('xyz'), 'Commands: train, sweep')
   assert fails_in_one_line(
       run('--rounds=3', 'train'), 'fedjaxrec train --rounds=3')
 
