@@ -47,7 +47,8 @@ class PrivacyConfig:
       clip norm.
     clip_learning_rate: Rate of the adaptive clip norm's geometric steps.
     bit_noise_stddev: Noise on the number of clients below the adaptive clip
-      norm; 0: a twentieth of the cohort.
+      norm; 0: a
+      twentieth of the cohort, and at least the noise multiplier.
     release_counts: Whether the numbers of contributors of the item rows are
       released, with noise, for server.row_normalization=contributors.
     count_share: Share of a round's budget (of 1 / noise_multiplier^2) that the

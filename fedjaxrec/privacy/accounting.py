@@ -388,7 +388,7 @@ def event_from_json(value: dict[str, Any]) -> DpEvent:
     fields = {key: build(entry) for key, entry in item.items()
               if key not in ('module_name', 'class_name')}
     name = str(item.get('class_name'))
-    kind = getattr(dp_event, name, None)
+    kind: Any = getattr(dp_event, name, None)
     is_event = isinstance(kind, type) and issubclass(kind, dp_event.DpEvent)
     if item.get('module_name') != dp_event.__name__ or not is_event:
       raise ValueError(f'class_name={name!r} is no DpEvent of dp-accounting.')

@@ -100,11 +100,13 @@ def search(
     high, low = low, low - step
     if low < math.log(_SMALLEST):
       return _SMALLEST  # More than enough for such a budget.
-  if accountant == 'pld':  # The coarse grid may err by a little at either end.
+  if accountant == 'pld':  # The coarse grid asks for a little too much.
+    high = scipy.optimize.brentq(coarse, low, high, xtol=1e-3)
     while gap(high) > 0:
-      high += step / 10
+      high += 0.01
+    low, width = high - 0.02, 0.02
     while gap(low) <= 0:
-      low -= step / 10
+      high, low, width = low, low - 2 * width, 2 * width
   root = scipy.optimize.brentq(gap, low, high, xtol=tolerance / 2)
   while gap(root) > 0:
     root += tolerance / 2

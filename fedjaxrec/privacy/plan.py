@@ -255,7 +255,8 @@ def make_privacy_plan(
   z, others = found.noise_multiplier, []
   bits = counts = 0.0
   if privacy.clipping == 'adaptive':
-    bits = privacy.bit_noise_stddev or cohort.size / 20
+    # A cohort so small that its twentieth would spend everything gets more.
+    bits = privacy.bit_noise_stddev or max(cohort.size / 20, z)
     others.append(2 * bits)  # A bit is -1/2 or 1/2.
   if privacy.release_counts:
     others.append(z / math.sqrt(privacy.count_share))
