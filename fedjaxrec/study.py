@@ -12,9 +12,8 @@ would copy its whole carry every turn): cohorts are planned to the largest
 number of blocks of any member, and the places that are left over are padding.
 """
 
-import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjaxrec import parallel, population, rounds
 from fedjaxrec.blocks import Algorithm
-from fedjaxrec.config import Config, to_dict
+from fedjaxrec.config import Config
+from fedjaxrec.memory import estimate_memory
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.participation.plan import Plan, make_planner
 from fedjaxrec.participation.samplers import build_sampler
@@ -38,26 +38,18 @@ from fedjaxrec.simulation import (
     make_parts,
     slots_of_cohort,
 )
+from fedjaxrec.study_fields import (
+    program_key,
+    read_field,
+    trace_fields,
+    traceable,
+)
 from fedjaxrec.transforms.error_feedback import check_error_feedback
 
 PyTree = Any
 Training = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 AXIS = 'members'
-# Scalars that only enter arithmetic, so that one program serves all their
-# values. Zero is another program where zero switches something off.
-TRACEABLE = (
-    'client.final_fraction', 'client.item_learning_rate',
-    'client.learning_rate', 'client.momentum', 'client.proximal_mu',
-    'objective.l2', 'server.b1', 'server.b2', 'server.eps',
-    'server.final_fraction', 'server.learning_rate', 'server.momentum',
-)
-# The same where noise is plain Gaussian noise on a sum of floats.
-TRACEABLE_PRIVACY = (
-    'privacy.delta', 'privacy.epsilon', 'privacy.item_clip_norm',
-    'privacy.l2_clip_norm', 'privacy.noise_multiplier',
-    'privacy.shared_clip_norm',
-)
 
 
 class Member(NamedTuple):
@@ -109,71 +101,6 @@ class Study(NamedTuple):
   max_cohort: int
 
 
-def read_field(config: Config, name: str) -> Any:
-  """The value of a dotted name."""
-  return functools.reduce(getattr, name.split('.'), config)
-
-
-def traceable(config: Config) -> tuple[str, ...]:
-  """The fields of a config that may differ within a program."""
-  is_plain = (config.privacy.mechanism == 'gaussian'
-              and config.privacy.clipping == 'fixed'
-              and not config.secure.is_on)
-  return TRACEABLE + TRACEABLE_PRIVACY if is_plain else TRACEABLE
-
-
-def program_key(config: Config) -> str:
-  """What separates programs: configs with one key can share one.
-
-  Everything but the seed and the scalars that are `traceable`; of those,
-  whether they are 0.
-  """
-  values = to_dict(config)
-  values.pop('seed')
-  for name in traceable(config):
-    section, field = name.split('.')
-    values[section][field] = bool(values[section][field])
-  return repr(values)
-
-
-def trace_fields(config: Config, values: Mapping[str, Any]) -> Config:
-  """A copy of a config with other values, which are not validated.
-
-  Args:
-    config: A valid config.
-    values: Dotted name -> value, a traced scalar for example; each was valid as
-      a number in a config of its own.
-  """
-  result = copy.copy(config)
-  for name, value in values.items():
-    section, _, field = name.rpartition('.')
-    owner = result
-    if section:
-      owner = getattr(result, section)
-      if owner is getattr(config, section):
-        owner = _copy_with_switches(owner)
-        object.__setattr__(result, section, owner)
-    object.__setattr__(owner, field, value)
-  return result
-
-
-def _copy_with_switches(section: Any) -> Any:
-  """A copy whose true-or-false properties stay what they are.
-
-  They say what is switched on, of scalars that may be traced in the copy; the
-  members of a program have the same switched on.
-  """
-  cls = type(section)
-  switches = {
-      name: getattr(section, name) for name, member in vars(cls).items()
-      if isinstance(member, property)
-      and isinstance(getattr(section, name), bool)}
-  result = copy.copy(section)
-  object.__setattr__(
-      result, '__class__', type(cls.__name__, (cls,), switches))
-  return result
-
-
 def protect(
     config: Config, num_examples: np.ndarray, max_cohort: int
 ) -> dict[str, Any]:
@@ -186,13 +113,8 @@ def protect(
 
 
 def member_bytes(
-    config: Config, num_examples: np.ndarray, num_items: int
-) -> int:
-  """About what one member needs on a device; nothing is computed.
-
-  Its state twice (before and after a round), the sum of the deltas, and a block
-  of clients with rows, deltas, gradients and what the compiler adds. Data that
-  members share is not counted.
+    config: Config, num_examples: np.ndarray, num_items: int) -> int:
+  """About what one member needs on a device, but for data that all share.
 
   Args:
     config: A member's config.
@@ -203,17 +125,14 @@ def member_bytes(
   parts = make_parts(
       config, build_recommender(config.model, num_items), num_items,
       **protect(config, num_examples, max_cohort))
-  server, own = jax.eval_shape(
-      lambda key: (parts.algorithm.init_server(key),
-                   parts.algorithm.init_personal(key)), parts.server_key)
-  size = lambda tree: sum(
-      x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-  block = choose_block_size(config, jax.default_backend(), max_cohort)
-  slots = int(max(num_examples)) * (1 + config.objective.drawn_negatives)
-  row = size(server.item_table) / num_items
-  return int(2 * size(server) + 2 * len(num_examples) * size(own)
-             + size((server.item_table, server.shared))
-             + 6 * block * (slots * row + size(server.shared) + size(own)))
+  needed = estimate_memory(
+      config, parts.algorithm, parts.uplink, num_clients=len(num_examples),
+      num_items=num_items, num_interactions=int(num_examples.sum()),
+      num_devices=1, capacity=choose_classes(config, num_examples)[-1],
+      block_size=choose_block_size(
+          config, jax.default_backend(), max_cohort), max_cohort=max_cohort,
+      rounds_per_call=call_interval(config, max_cohort))
+  return needed.total - needed.data
 
 
 def choose_devices(

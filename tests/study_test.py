@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjaxrec import config, study
+from fedjaxrec import config, study, study_fields
 from fedjaxrec.local_training import most
 from fedjaxrec.simulation import State, make_simulation
 from tests import oracles, plain
@@ -213,19 +213,20 @@ def test_a_shared_trip_count_keeps_a_loop_from_selecting_its_carry():
     ({'seed': 8}, True), ({'mode': 'auto'}, False)])
 def test_scalars_and_seeds_share_a_program_and_the_rest_does_not(
     changes, shares):
-  assert (study.program_key(make_config(**changes))
-          == study.program_key(make_config())) == shares
+  assert (study_fields.program_key(make_config(**changes))
+          == study_fields.program_key(make_config())) == shares
 
 
 def test_every_traceable_field_exists_and_is_a_number():
-  for name in (*study.TRACEABLE, *study.TRACEABLE_PRIVACY):
-    assert isinstance(study.read_field(config.Config(), name), float), name
+  for name in (*study_fields.TRACEABLE, *study_fields.TRACEABLE_PRIVACY):
+    value = study_fields.read_field(config.Config(), name)
+    assert isinstance(value, float), name
 
 
 def test_a_traced_copy_leaves_the_config_alone_and_keeps_its_switches():
   before = make_config()
   value = object()  # As a tracer, it compares to nothing.
-  copy = study.trace_fields(before, {
+  copy = study_fields.trace_fields(before, {
       'privacy.noise_multiplier': value, 'privacy.l2_clip_norm': value,
       'seed': value})
   assert copy.privacy.noise_multiplier is copy.seed is value

@@ -19,6 +19,7 @@ from fedjaxrec.config import Config
 from fedjaxrec.data.splits import Split
 from fedjaxrec.flags import config_fields
 from fedjaxrec.orchestration import experiment, study_runs
+from fedjaxrec.orchestration.devices import available_bytes
 from fedjaxrec.orchestration.grid import (
     Member,
     describe,
@@ -36,11 +37,10 @@ from fedjaxrec.reports import (
     sweep_plot,
     sweep_table,
 )
+from fedjaxrec.study_fields import program_key, read_field
 
-# Of a device's memory, what a program's members may need by our estimate; where
-# the device does not say how much it has (a CPU), so many bytes.
-_MEMORY_SHARE = 0.5
-_MEMORY_BYTES = 2**31
+# Of a device's memory, what a program's members may need by our estimate.
+_MEMORY_SHARE = 0.4
 
 
 def run_sweep(
@@ -154,7 +154,7 @@ def _check_same_sweep(
       config_lib.from_dict(old['config']),
       {**first.values, 'seed': first.config.seed})
   for field in config_fields():
-    was, now = (study.read_field(c, field.name) for c in (before, first.config))
+    was, now = (read_field(c, field.name) for c in (before, first.config))
     if was != now and field.section not in (
         'engine', 'parallel', 'checkpoint'):
       raise ValueError(
@@ -188,7 +188,7 @@ def _make_programs(
   """Which members run side by side: those that can, as many as fit."""
   groups: dict[tuple, list[int]] = {}
   for member, split in zip(members, splits):
-    key = (study.program_key(member.config), split.num_users, split.num_items,
+    key = (program_key(member.config), split.num_users, split.num_items,
            np.count_nonzero(split.train.counts))
     groups.setdefault(key, []).append(member.place)
   programs = []
@@ -204,9 +204,8 @@ def _make_programs(
 
 def _members_that_fit(config: Config, split: Split) -> int:
   placement = study.choose_devices(config, None, 2**31)
-  stats = placement.devices[0].memory_stats() or {}
-  budget = int(_MEMORY_SHARE * stats.get('bytes_limit', 0)) or _MEMORY_BYTES
+  budget = _MEMORY_SHARE * available_bytes(placement.devices[0])
   each = study.member_bytes(config, split.train.counts, split.num_items)
   lanes = 1 if placement.devices[0].platform == 'cpu' else len(
       placement.devices)  # Devices of a CPU share its memory.
-  return max(1, budget // max(each, 1)) * lanes
+  return max(1, int(budget / max(each, 1))) * lanes
