@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -67,8 +68,32 @@ def meeting(port, process_id, timeout_s=300):
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-  """Name -> (exit code, output, errors) of every process; and the folder."""
-  folder = tmp_path_factory.mktemp('hosts')
+  """Name -> (exit code, output, errors) of every process; and the folder.
+
+  Made once, by the first of pytest's own workers that comes here.
+  """
+  base = tmp_path_factory.getbasetemp()
+  folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ
+            else base) / 'several-hosts'
+  done = folder / 'done.json'
+  try:
+    folder.mkdir()
+  except FileExistsError:
+    deadline = time.monotonic() + 600
+    while not done.exists() and time.monotonic() < deadline:
+      time.sleep(0.5)
+  else:
+    found = None
+    try:
+      found = run_all(folder)
+    finally:
+      (folder / 'doing.json').write_text(json.dumps(found))
+      (folder / 'doing.json').rename(done)
+  return folder, json.loads(done.read_text())
+
+
+def run_all(folder):
+  """Name -> (exit code, output, errors) of every process."""
   (folder / 'refuse').mkdir()
   port, slurm_port = free_port(), free_port(61500)
   alone_port, silent_port = free_port(slurm_port + 1), free_port()
@@ -89,7 +114,7 @@ def finished(tmp_path_factory):
   finally:
     for process in processes.values():
       process.kill()
-  return folder, {
+  return {
       name: (process.returncode, *outputs[name])
       for name, process in processes.items()}
 
@@ -273,6 +298,26 @@ class TestCheckpointsGoAnywhere:
     assert_same_lines(workdir, work[0] / 'whole')
     read.cache_clear()
     assert_close(read(workdir), read(work[0] / 'whole'))
+
+  def test_a_run_is_evaluated_where_there_are_fewer_devices(
+      self, work, one_process, tmp_path):
+    workdir = shutil.copytree(work[0] / 'whole', tmp_path / 'run')
+    values = json.loads((workdir / 'config.json').read_text())
+    values['parallel']['num_devices'] = 64
+    (workdir / 'config.json').write_text(json.dumps(values))
+    found = experiment.evaluate(workdir, one_process[2].config.evaluation)
+    summary = json.loads((workdir / 'summary.json').read_text())
+    assert found['test'] == summary['test']
+    assert found['selected_round'] == summary['selected_round']
+
+  def test_the_shapes_to_expect_are_those_of_a_run(self, one_process):
+    simulation = one_process[2].simulation
+    like = training.checkpoint_shapes(simulation)
+    real = training.to_checkpoint(
+        simulation, training.start_afresh(simulation))
+    assert jax.tree.structure(like) == jax.tree.structure(real)
+    for a, b in zip(*map(jax.tree.leaves, (like, real)), strict=True):
+      assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
   @pytest.mark.parametrize('home', range(4))
   def test_rows_of_any_home_that_changed_are_refused(
