@@ -107,10 +107,12 @@ def top_k(
 
   Of n entries (or rows) in use, k = ceil(fraction n) stay, exactly; of equals,
   those that come first. The default is `rows`, because item rows are what
-  travels: a row's position is sent once for all of its entries, and for an item
-  table 5 % of the rows cost about half the bytes of 5 % of the entries at 8
-  bits. Entries keep more of the norm at the same fraction. A leaf without rows
-  (a scalar mask) is selected by entries.
+  travels, and a row's position is sent once for all of its entries. Entries
+  keep a little more of the norm at the same fraction, rows more in the same
+  bytes: of 24 clients of ML-1M after 50 rounds, 5 % of the entries at 8 bits
+  (4.0 kB each) lost 0.35 of the squared norm, 5 % of the rows (2.5 kB) 0.42,
+  10 % of the rows (4.6 kB) 0.22. A leaf without rows (a scalar mask) is
+  selected by entries.
 
   | input | output |
   |---|---|
