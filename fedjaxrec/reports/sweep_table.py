@@ -44,10 +44,14 @@ class Setting(NamedTuple):
 
   @property
   def label(self) -> str:
-    """The swept values in words: `learning_rate=3, eps=0.01`."""
+    """The swept values in words: `learning_rate=3, eps=0.01`.
+
+    With whole names where two fields end alike.
+    """
+    ends = [name.rpartition('.')[2] for name in self.values]
     return ', '.join(
-        f'{name.rpartition(".")[2]}={show(value)}'
-        for name, value in self.values.items()) or 'all seeds'
+        f'{end if ends.count(end) == 1 else name}={show(value)}'
+        for end, (name, value) in zip(ends, self.values.items())) or 'all seeds'
 
 
 def student_quantile(degrees: int) -> float:

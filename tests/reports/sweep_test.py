@@ -169,6 +169,13 @@ def test_the_page_is_whole_and_loads_nothing():
   assert '2 diverged' not in head and '1 diverged' in head
 
 
+def test_a_label_names_a_field_whole_where_two_end_alike():
+  label = sweep_table.Setting(
+      {'client.learning_rate': 3.0, 'server.learning_rate': 0.1,
+       'model.dim': 8}, []).label
+  assert label == 'client.learning_rate=3, server.learning_rate=0.1, dim=8'
+
+
 def test_a_sweep_of_seeds_alone_says_its_mean():
   outcomes = [o._replace(values={}) for o in OUTCOMES[:2]]
   settings = sweep_table.settings_of(outcomes)
