@@ -253,6 +253,15 @@ class TestConditionalRounding:
     assert square(values) <= ring.l2_bound_squared < square(free)
     assert not np.asarray(values).any()
 
+  def test_float32_slack_of_the_clip_is_no_slack_of_the_bound(self):
+    ring = make_ring(32, 1.0, 1, scale=60_000.0, dimension=2)
+    # A norm 9e-5 above the clip norm: every rounding of it is too long.
+    x = jnp.full(2, math.sqrt(0.5) * (1 + 9e-5))
+    encoded = ring.encode(x, jax.random.key(0))
+    assert bool(encoded.accepted)
+    square = sum(int(v) ** 2 for v in encoded.values)
+    assert 0.999 * ring.l2_bound_squared < square <= ring.l2_bound_squared
+
   def test_the_condition_leaves_the_mean_where_it_is(self):
     draws = 5000
     ring = make_ring(8, 4.0, 1, scale=1.0, dimension=8)

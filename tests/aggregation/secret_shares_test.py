@@ -79,6 +79,10 @@ class TestField:
         0, 256, norm_proof.subset_bytes(length)).astype(np.uint8)
     chosen = norm_proof.subsets(words, length)
     assert len(chosen) == norm_proof.PROJECTIONS
+    # Each entry is in half of the subsets, six standard deviations around.
+    counts = [sum(int(row[i // 4]) >> (i % 4) & 1 for row in chosen)
+              for i in range(length)]
+    assert all(abs(n - 20) < 6 * math.sqrt(10) for n in counts)
     x = rng.integers(0, P, length, dtype=np.uint64)
     for row, ours in zip(chosen, norm_proof.subset_sums(chosen, x)):
       inside = [row[i // 4] >> (i % 4) & 1 for i in range(length)]
