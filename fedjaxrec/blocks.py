@@ -104,15 +104,23 @@ def make_block_work(
     count; the block's summed reports; all clients' personal parameters; and
     (loss sum, loss terms, reported, examples, rejected) of the block.
   """
+  per_device = -(-num_clients // num_devices)
+
   def begin(start, data, key):
     round_key = jax.random.fold_in(key, start.round_index)
     device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
+    def locate(members):
+      """The local indices of a block; past the end for a padding client."""
+      if data.home is None:
+        return members
+      return data.home.at[members].get(mode='fill', fill_value=per_device)
+
     def read_block(capacity, members):
       """A block's clients, their keys, and what they train on."""
-      per_device = data.offsets.shape[0] - 1
+      local = locate(members)
       client_id = jnp.where(
-          members < per_device, members * num_devices + device, num_clients)
+          local < per_device, local * num_devices + device, num_clients)
       clients = gather_clients(data, members, client_id, capacity, num_items)
       keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(client_id)
       return clients, keys, jax.vmap(algorithm.draw)(clients, keys)
@@ -123,6 +131,7 @@ def make_block_work(
 
     def train(capacity, members, personal):
       clients, keys, examples = read_block(capacity, members)
+      members = locate(members)
       rows = examples.rows
       view = View(
           jax.tree.map(

@@ -24,10 +24,14 @@ class ClientData(NamedTuple):
     offsets: int32 [num_devices, clients_per_device + 1].
     items: int32 [num_devices, interactions_per_device], sorted in a client.
     labels: float32, same shape: the ratings.
+    home: None where every client of the device is in the arrays, at its local
+      index; otherwise int32 [num_devices, places]: the local index of the
+      client in each place (see `hosted_clients`).
   """
   offsets: Array
   items: Array
   labels: Array
+  home: Array | None = None
 
 
 class Client(NamedTuple):

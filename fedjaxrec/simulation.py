@@ -5,6 +5,7 @@ and compiled call. It needs JAX, Flax and Optax alone, no flags and no run
 directory, so that benchmarks use the same engine as `fedjaxrec train`.
 """
 
+import concurrent.futures
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from fedjaxrec import parallel, population, rounds
 from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.blocks import Algorithm, WithMemory
 from fedjaxrec.config import Config
+from fedjaxrec.hosted_clients import make_cohort_reader
 from fedjaxrec.hosted_rounds import SumOnHost, make_hosted_execute
 from fedjaxrec.memory import Memory, estimate_memory
 from fedjaxrec.models.recommender import Recommender
@@ -27,6 +29,7 @@ from fedjaxrec.participation.plan import (
     make_planner,
 )
 from fedjaxrec.participation.samplers import Sampler, build_sampler
+from fedjaxrec.population import ClientData
 from fedjaxrec.protection import build_protection
 from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.server import ServerState
@@ -66,8 +69,8 @@ class Simulation(NamedTuple):
       must not wait for the device to learn; num_rounds is at most
       rounds_per_call. The state is donated: use the one returned. Returns
       before the device is done. It is `execute` on `plan`:
-    plan: (first_round, num_rounds) -> the chunk's plan, at its devices; host
-      work, which may go on while the devices execute.
+    plan: (first_round, num_rounds) -> the chunk's data and plan, at their
+      devices; host work, which goes on while the devices execute.
     execute: (State, plan, num_rounds) -> (State, RoundMetrics).
     temporary_bytes: () -> bytes that the compiled call needs on a device beside
       its arguments and results, as the compiler counts them; compiles.
@@ -91,8 +94,9 @@ class Simulation(NamedTuple):
   """
   init: Callable[[], State]
   run: Callable[[State, int, int], tuple[State, RoundMetrics]]
-  plan: Callable[[int, int], Plan]
-  execute: Callable[[State, Plan, int], tuple[State, RoundMetrics]]
+  plan: Callable[[int, int], tuple[ClientData, Plan]]
+  execute: Callable[
+      [State, tuple[ClientData, Plan], int], tuple[State, RoundMetrics]]
   temporary_bytes: Callable[[], int]
   restore: Callable[[ServerState, PyTree], State]
   personal_by_client: Callable[[State], PyTree]
@@ -141,6 +145,14 @@ def slots_of_cohort(
   """Expected slots of a cohort."""
   return cohort * num_examples[num_examples > 0].mean() * (
       1 + config.objective.drawn_negatives)
+
+
+def _interactions_on_devices(
+    config: Config, num_examples: np.ndarray, places: int) -> int:
+  """Interactions that lie on the devices at once, at most."""
+  if config.engine.data == 'device':
+    return int(num_examples.sum())
+  return int(np.sort(num_examples)[-places:].sum())
 
 
 class Parts(NamedTuple):
@@ -283,15 +295,22 @@ def make_simulation(
   rounds_per_call = call_interval(config, max_cohort)
   memory = estimate_memory(
       config, algorithm, uplink, num_clients=num_clients, num_items=num_items,
-      num_interactions=len(items), num_devices=num_devices,
+      num_interactions=_interactions_on_devices(
+          config, num_examples, max_cohort * rounds_per_call),
+      num_devices=num_devices,
       capacity=capacities[-1], block_size=block_size, max_cohort=max_cohort,
       rounds_per_call=rounds_per_call)
   planner = make_planner(
       num_examples, capacities, block_size, num_devices, max_cohort,
       rounds_per_call)
-  data = parallel.put_at_home(
-      population.place_clients(
-          offsets, items, labels, num_devices, placement.homes), placement)
+  if config.engine.data == 'host':
+    read_cohorts = make_cohort_reader(
+        offsets, items, labels, num_devices, placement.homes, max_cohort,
+        rounds_per_call)
+  else:
+    resident = parallel.put_at_home(
+        population.place_clients(
+            offsets, items, labels, num_devices, placement.homes), placement)
   # Two visits to a touched row against four passes over the table.
   visit_touched_rows = (
       placement.mode == 'single' and algorithm.server.rows_stand_still
@@ -324,10 +343,13 @@ def make_simulation(
       raise ValueError(
           f'num_rounds={num_rounds} is more than rounds_per_call='
           f'{rounds_per_call}: plans have room for no more; call again.')
-    return parallel.put_at_home(
-        planner(sampler, first_round, num_rounds), placement)
+    planned = planner(sampler, first_round, num_rounds)
+    if config.engine.data == 'host':
+      return parallel.put_at_home(read_cohorts(planned), placement)
+    return resident, parallel.put_at_home(planned, placement)
 
   def execute(state, chunk, num_rounds):
+    data, chunk = chunk
     if hosted is not None:
       server, personal, metrics = hosted(
           state.server, state.personal, data, chunk, num_rounds, client_key,
@@ -339,13 +361,31 @@ def make_simulation(
         client_key_everywhere)
     return State(server, personal), metrics
 
+  ahead = concurrent.futures.ThreadPoolExecutor(1)
+  planned_ahead = {}
+
   def run(state, first_round, num_rounds):
-    return execute(state, plan(first_round, num_rounds), num_rounds)
+    # The next call's plan is made, and its cohorts read and sent, while the
+    # devices are busy with this one. It has as many rounds as fit, because how
+    # many of them are run is data.
+    future = planned_ahead.pop(first_round, None)
+    chunk = future.result() if future else plan(
+        first_round, rounds_that_fit(first_round, num_rounds))
+    result = execute(state, chunk, num_rounds)
+    following = first_round + num_rounds
+    planned_ahead.clear()
+    if num_rounds and following < config.rounds:
+      planned_ahead[following] = ahead.submit(
+          plan, following, rounds_that_fit(following, 0))
+    return result
+
+  def rounds_that_fit(first_round, at_least):
+    return max(at_least, min(rounds_per_call, config.rounds - first_round))
 
   def temporary_bytes():
     state = init()
     analysis = run_rounds.lower(
-        state.server, state.personal, data, plan(0, 1), np.int32(1),
+        state.server, state.personal, *plan(0, 1), np.int32(1),
         client_key_everywhere).compile().memory_analysis()
     return analysis.temp_size_in_bytes
 

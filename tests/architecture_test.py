@@ -22,7 +22,7 @@ ROOMS = (
   'objectives', 'examples', 'optimizers', 'local_training',
   'jax_privacy_bridge', 'transforms', 'aggregation', 'uplink', 'protection',
   'server', 'blocks', 'rounds',
-  'hosted_rounds', 'memory', 'parallel', 'algorithms', 'communication',
+  'hosted_rounds', 'hosted_clients', 'memory', 'parallel', 'algorithms', 'communication',
   'simulation', 'study_fields', 'study', 'personalization', 'evaluation',
   'references', 'privacy', 'governance', 'export', 'reports', 'orchestration', '__init__',
   'sweep_cli', 'privacy_cli', 'cli', '__main__',
@@ -36,7 +36,7 @@ HOST = {'config', 'flags', 'data', 'participation', 'governance', 'reports',
         '__init__', 'sweep_cli', 'cli', '__main__'}
 DEVICE = {'population', 'models', 'objectives', 'examples', 'optimizers',
           'local_training', 'transforms', 'uplink', 'protection', 'server',
-          'blocks', 'rounds', 'hosted_rounds', 'memory',
+          'blocks', 'rounds', 'hosted_rounds', 'hosted_clients', 'memory',
           'parallel', 'algorithms', 'simulation', 'study'}
 MEETING_POINT = {'orchestration'}
 

@@ -24,6 +24,7 @@ from fedjaxrec.config.secure import SecureConfig
 
 PARALLEL_MODES = ('auto', 'single', 'shard_map', 'pmap')
 PROTOCOLS = ('full', 'sampled-99')
+DATA_PLACES = ('device', 'host')
 SELECTIONS = ('best', 'last')
 
 
@@ -38,13 +39,18 @@ class EngineConfig:
       0: chosen from the data.
     rounds_per_call: Rounds in one compiled call; 0: as many as the evaluation
       and checkpoint intervals allow, up to 50.
+    data: Where the interactions are: device (all of them, once) or host (each
+      call's cohorts are sent ahead of it, by a thread), for populations that do
+      not fit a device.
   """
   block_size: int = 0
   num_size_classes: int = 0
   rounds_per_call: int = 0
+  data: str = 'device'
 
   def __post_init__(self):
     check_types(self, 'engine')
+    one_of('engine.data', self.data, DATA_PLACES)
     for field in ('block_size', 'num_size_classes', 'rounds_per_call'):
       at_least(f'engine.{field}', getattr(self, field), 0)
 
