@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from fedjaxrec import cli
-from fedjaxrec.orchestration import experiment, training
+from fedjaxrec.config import ParallelConfig
+from fedjaxrec.orchestration import experiment, hosts, training
 from fedjaxrec.orchestration.checkpoints import open_store
 from tests import small_runs
 from tests.multi_host_worker import CHANGES
@@ -340,6 +341,14 @@ class TestJoining:
         ['fedjaxrec', 'train', '--parallel.coordinator=auto']) == 2
     assert 'needs --workdir' in capsys.readouterr().err
 
+  def test_processes_are_joined_before_jax_is_used(self):
+    assert jax.devices()
+    with pytest.raises(ValueError, match=(
+        'parallel.coordinator=localhost:.*before anything else uses JAX')):
+      hosts.join(ParallelConfig(
+          coordinator=f'localhost:{free_port()}', num_processes=1,
+          process_id=0))
+
   def test_slurm_is_recognised(self, finished):
     for process in range(2):
       said = result(finished, f'refuse {process}')
@@ -377,7 +386,7 @@ class TestJoining:
   def test_other_flags_and_other_data_are_refused(self, finished):
     for process in range(2):
       said = result(finished, f'refuse {process}')
-      assert said['agree'] is None
+      assert said['agree'] is None and said['elsewhere'] is None
       assert 'process 1 has another data than process 0' in said['data']
       assert 'process 1 has another config than process 0' in said['config']
       assert 'parallel.num_processes=3' in said['num_processes']

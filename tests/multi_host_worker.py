@@ -122,6 +122,8 @@ def refuse(folder, launch):
   attempt('first fails', lambda: hosts.on_first(lambda: fail_in(0)))
   attempt('first only', lambda: hosts.on_first(lambda: fail_in(1)))
   attempt('agree', lambda: hosts.check_agreement(config, lambda: 'x'))
+  elsewhere = small_runs.make_config({**CHANGES, 'data.cache_dir': f'/{me}'})
+  attempt('elsewhere', lambda: hosts.check_agreement(elsewhere, lambda: 'x'))
   attempt('data', lambda: hosts.check_agreement(config, lambda: f'{me}'))
   other = small_runs.make_config({**CHANGES, 'seed': me})
   attempt('config', lambda: hosts.check_agreement(other, lambda: 'x'))
