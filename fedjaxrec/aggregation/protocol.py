@@ -89,8 +89,8 @@ def run_secure_sum(
   """Runs the whole protocol, every party for itself.
 
   Cost: a client does 2 k key agreements, k signature checks and k + 1 masks of
-  d elements; it sends about d bits / 8 + 160 k bytes and receives about
-  240 k. See benchmarks/secure_aggregation.py.
+  d elements; it sends about d bits / 8 + 172 k bytes and receives about
+  232 k. See benchmarks/secure_aggregation.py.
 
   Formal guarantees: against a server that follows the protocol and works with
   any clients of which no honest one has t among its neighbours, it learns
