@@ -201,3 +201,14 @@ def test_settings_may_be_traced_and_give_the_same():
   # Reports that cost more than both may: nothing usable is released.
   noisy, _ = jax.jit(step)(1.0, 0.4, 0.3, 0.6)
   assert np.isnan(noisy.update).all()
+
+
+def test_no_two_updates_share_the_noise_on_the_reports():
+  state, noises = init_adaptive_clip(1.0, jax.random.key(0)), []
+  keys = [np.asarray(state.key_data).tobytes()]
+  for _ in range(4):
+    state, share = update_clip_norm(
+        state, jnp.float32(0.0), 10.0, report_noise_stddev=1.0)
+    noises.append(float(share))
+    keys.append(np.asarray(state.key_data).tobytes())
+  assert len(set(noises)) == 4 and len(set(keys)) == 5
