@@ -116,6 +116,11 @@ class TestPublished:
     np.testing.assert_array_equal(
         items.column('genres'), [[False] * 2, [True] * 2, [False] * 2])
 
+  def test_they_lie_beside_the_rating_file(self, tmp_path):
+    write(tmp_path, ONE_HUNDRED_K | {'u.data': '1\ta\t3\t5\n'})
+    users, _ = load(path=str(tmp_path / 'u.data'), user_features='published')
+    np.testing.assert_array_equal(users.column('age'), [24, 53, 9])
+
   def test_the_other_sets_by_hand(self, tmp_path):
     path = write(tmp_path, {
         'users.dat': '1::F::1::10::48067\n2::M::56::16::7\n5::M::25::0::1\n',
