@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -119,8 +120,8 @@ class TestSameRun:
 
       def restore(like):
         round_index, checkpoint = store.restore(like)
-        server = checkpoint.server._replace(
-            item_opt_state=like.server.item_opt_state)
+        server = checkpoint.server._replace(item_opt_state=jax.tree.map(
+            np.zeros_like, checkpoint.server.item_opt_state))
         return round_index, checkpoint._replace(server=server)
       return store._replace(restore=restore)
 
