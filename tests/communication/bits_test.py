@@ -31,8 +31,9 @@ def test_positions_by_hand():
   assert bits.positions_bytes(3706, 1467) == 464  # A bitmap.
   # 5 of 160: 32 = 2^5 places each: 5 low bits and 1, and 159 >> 5 steps.
   assert bits.positions_bytes(160, 5) == math.ceil((5 * 6 + 4) / 8)
+  # One of 128 is a number of seven bits, and one bit; of 256, one more.
   np.testing.assert_array_equal(
-      bits.positions_bytes([160, 10], [5, 0]), [5, 0])
+      bits.positions_bytes([160, 10, 128, 256], [5, 0, 1, 1]), [5, 0, 1, 2])
   # 4 places of 8 are a bitmap: 1, 1, 0, 0, 1, 0, 0, 1.
   assert bits.encode_positions(np.array([0, 1, 4, 7]), 8) == bytes([0b11001001])
 
