@@ -141,7 +141,7 @@ def choose_devices(
   """The devices that share the members; no more than there are members.
 
   Raises:
-    ValueError: For pmap, several processes, and sums on the host.
+    ValueError: For pmap, several processes, and sums or data on the host.
   """
   settings = config.parallel
   if settings.mode == 'pmap' or settings.coordinator:
@@ -154,6 +154,10 @@ def choose_devices(
         f'secure.level={config.secure.level} in a study: its sums are taken on '
         'the host, one run at a time; use secure.level=ideal, which has the '
         'same sums, or `fedjaxrec train`.')
+  if config.engine.data != 'device':
+    raise ValueError(
+        f'engine.data={config.engine.data} in a study: its members share the '
+        'data on the device; use engine.data=device, or `fedjaxrec train`.')
   found = parallel.choose_placement(
       settings, jax.local_devices() if devices is None else devices)
   chosen = found.devices[:num_members]

@@ -209,7 +209,9 @@ def test_a_run_directory_is_no_place_for_a_sweep(done, capsys):
     (['--cohort.size=10', '--parallel.mode=pmap', '--sweep.seeds=0,1',
       '--sweep.members_per_program=1'], 'parallel.mode=pmap'),
     (['--cohort.size=10', '--secure.level=masked', '--sweep.seeds=0,1'],
-     'secure.level=masked')])
+     'secure.level=masked'),
+    (['--cohort.size=10', '--engine.data=host', '--sweep.seeds=0,1'],
+     'engine.data=host')])
 def test_what_the_data_or_the_devices_do_not_allow_is_refused_at_once(
     tmp_path, capsys, arguments, message):
   flags = ['--data.source=synthetic', '--synthetic.num_users=40',
