@@ -23,12 +23,14 @@ def test_packing_is_one_long_number_and_comes_back(bits, length, seed):
   np.testing.assert_array_equal(packing.unpack(data, length, bits), values)
 
 
-@pytest.mark.parametrize(('bits', 'length'), [(3, 5), (20, 33), (31, 7)])
+@pytest.mark.parametrize(('bits', 'length'), [
+  (3, 5), (20, 33), (31, 7), (2, 1), (2, 31), (9, 31)])
 def test_bits_that_fill_up_must_be_zero(bits, length):
-  values = np.zeros(length, np.uint32)
-  data = bytearray(packing.pack(values, bits))
-  data[-1] |= 0x80
-  assert packing.unpack(bytes(data), length, bits) is None
+  data = packing.pack(np.zeros(length, np.uint32), bits)
+  for bit in range(length * bits, 8 * len(data)):
+    changed = bytearray(data)
+    changed[bit // 8] |= 1 << bit % 8
+    assert packing.unpack(bytes(changed), length, bits) is None
 
 
 @pytest.mark.parametrize('bits', [1, 33])

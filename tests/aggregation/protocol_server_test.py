@@ -137,6 +137,23 @@ def test_answers_to_what_was_not_asked_yet_are_refused():
   assert small.server.receive(LIAR, asked) is Reason.WRONG_STAGE
 
 
+@pytest.mark.parametrize('missed', [Stage.ADVERTISE, Stage.SHARE_KEYS])
+def test_who_missed_a_stage_is_late_for_the_next(missed):
+  """Above all its vector, under masks that nobody takes off, is not summed."""
+  small = SmallRound()
+  before = small.play_until(missed)
+  for client, data in before.items():
+    answer = small.clients[client].handle(data)
+    if client != LIAR:
+      small.server.receive(client, answer)
+  small.server.begin(missed + 1)
+  kind, size = ((Kind.SHARES, 32 + 120 * 6) if missed is Stage.ADVERTISE
+                else (Kind.MASKED, 40))
+  message = small.write(LIAR, kind, b'\1' * size)
+  assert small.server.receive(LIAR, message) is Reason.LATE
+  assert not small.server._sum.any()
+
+
 def test_who_was_not_invited_is_refused():
   small = SmallRound()
   small.play_until(Stage.ADVERTISE)

@@ -106,6 +106,29 @@ def test_below_the_threshold_the_round_ends_without_a_sum(stage, gone, reason):
   assert e.value.reason is reason
 
 
+def test_as_many_survivors_as_the_minimum_are_enough():
+  inputs, gone = draw_inputs(), [0, 3]
+  for least, fails in ((6, False), (7, True)):
+    def run(least=least):
+      return secure_sum(inputs, min_survivors=least,
+                        dropouts={'masked_input': gone})
+    if fails:
+      with pytest.raises(RoundAborted, match='min_survivors=7'):
+        run()
+    else:
+      assert run().sum.tolist() == plain_sum(inputs, [1, 2, 4, 5, 6, 7], 16)
+
+
+def test_a_key_is_for_one_purpose_run_round_and_pair():
+  given_ = [b'mask', b's' * 32, 1, 2, 3]
+  infos = {parameters.key_info(*given_)}
+  for place, other in enumerate((b'channel', b't' * 32, 4, 5, 6)):
+    infos.add(parameters.key_info(
+        *given_[:place], other, *given_[place + 1:]))
+  assert len(infos) == 6
+  assert parameters.key_info(b'mask', b's' * 32, 1, 3, 2) in infos
+
+
 def test_the_levels_give_one_sum():
   inputs = draw_inputs(d=50)
   gone = [1, 4]
