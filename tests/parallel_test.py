@@ -139,8 +139,9 @@ def test_a_process_lays_out_its_own_clients_as_all_do(homes, presorted):
   labels = (items + 0.5).astype(np.float32)
   whole = population.place_clients(offsets, items, labels, 3)
   own = population.place_clients(offsets, items, labels, 3, homes)
-  for mine, everybody in zip(own, whole):
-    np.testing.assert_array_equal(mine, everybody[homes.start:homes.stop])
+  for name in ('offsets', 'items', 'labels'):
+    np.testing.assert_array_equal(
+        getattr(own, name), getattr(whole, name)[homes.start:homes.stop])
   for client, row in enumerate(rows):  # And all is what was given.
     start = whole.offsets[client % 3, client // 3]
     found = whole.items[client % 3, start:start + len(row)]

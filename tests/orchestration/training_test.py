@@ -20,6 +20,8 @@ class Rounds:
   As in the real one, a state is used up by the call that it is handed to.
   """
 
+  placement = types.SimpleNamespace(num_processes=1)
+
   def __init__(self, config, loss=lambda r: 1 / r, rounds_per_call=4):
     self.rounds_per_call = min(rounds_per_call, config.rounds)
     self.calls, self.loss = [], loss
