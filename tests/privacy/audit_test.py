@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjaxrec import jax_privacy_bridge
 from fedjaxrec.privacy.audit import (
   area_under_curve,
   audit,
@@ -89,6 +90,17 @@ def test_pure_local_privacy_is_audited_without_the_gaussian_claim(made_for):
                  assume_gaussian=False)
   assert result.refuted == (made_for == 8.0)
   assert result.epsilon_one_run_fdp == 0.0
+
+
+def test_two_bounds_share_the_chance_of_a_false_alarm():
+  result = audit(make_release(0.0), 200, 1, 1.0, DELTA_DP, 3)
+  takes_part = np.random.default_rng(3).random(200) < 0.5
+  scores = np.sort(takes_part.astype(float))
+  each = {share: jax_privacy_bridge.epsilons_of_one_run(
+      scores[scores > 0], scores[scores == 0], 0.05 * share, DELTA_DP, 3)
+          for share in (0.5, 1.0)}
+  assert (result.epsilon_one_run, result.epsilon_one_run_fdp) == each[0.5]
+  assert result.lower_bound == max(each[0.5]) < max(each[1.0])
 
 
 def test_false_alarms_are_as_rare_as_promised():

@@ -147,6 +147,13 @@ def test_the_delta_is_clipped_before_the_noise(make):
   np.testing.assert_array_equal(bad, 0.0)
 
 
+def test_laplace_noise_bounds_the_sum_of_the_magnitudes():
+  make = lambda: add_local_laplace_noise(CLIP_NORM, 1.0, jax.random.key(0))
+  noise = apply(make(), jnp.zeros(4))
+  clipped = apply(make(), jnp.array([9.0, -9.0, 9.0, 9.0])) - noise
+  np.testing.assert_allclose(np.abs(clipped), CLIP_NORM / 4, atol=1e-5)
+
+
 def test_untouched_rows_are_noised_like_touched_ones():
   table = jnp.zeros((1000, 2)).at[3].set(0.1)
   for make in (lambda k: add_local_gaussian_noise(1.0, 1.0, 1e-5, k),

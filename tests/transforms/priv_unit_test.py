@@ -15,7 +15,7 @@ from fedjaxrec.transforms.priv_unit import (
 )
 
 CLIP_NORM = 0.5
-NUM_REPORTS = 20_000
+NUM_REPORTS = 100_000
 # With a cap drawn from the whole sphere, and with one that is drawn near.
 CASES = [(1.0, 5), (8.0, 40)]
 
@@ -43,15 +43,15 @@ def oracle_of(epsilon, num_entries, threshold):
   return cap_prob, mass, mean
 
 
-def oracle_cosines(parameters, num_entries, num_reports, rng):
-  """<v, u> of reports, by rejection of points of the whole sphere."""
-  points = rng.normal(size=(10 * num_reports, num_entries))
-  cosine = points[:, 0] / np.linalg.norm(points, axis=1)
-  on = cosine[cosine >= parameters.threshold]
-  off = cosine[cosine < parameters.threshold]
-  choose = rng.random(num_reports) < parameters.cap_prob
-  return np.where(choose, rng.choice(on, num_reports),
-                  rng.choice(off, num_reports)), len(on)
+def oracle_distribution(parameters, num_entries, cosine):
+  """P(<v, u> <= cosine) of a report, by sums over the angle."""
+  angle = np.linspace(0, np.pi, 200_001)
+  above = np.cumsum(np.sin(angle) ** (num_entries - 2))
+  below = 1 - np.interp(np.arccos(cosine), angle, above / above[-1])
+  p, threshold, mass, _ = parameters
+  return np.where(
+      cosine < threshold, (1 - p) * below / (1 - mass),
+      1 - p + p * (below - (1 - mass)) / mass)
 
 
 @functools.cache
@@ -128,15 +128,11 @@ def test_reports_have_the_cosines_of_the_oracle(epsilon, num_entries):
   np.testing.assert_allclose(
       np.linalg.norm(reports, axis=1), length, rtol=(num_entries + 20) * 2e-7)
   cosine = reports[:, 1] / length
-  wanted, pool = oracle_cosines(
-      parameters, num_entries, NUM_REPORTS, np.random.default_rng(0))
-  # Kolmogorov and Smirnov: P(sqrt(n / 2) D > x) = 2 e^(-2 x^2), 1e-7 at 2.9.
-  # The oracle draws again from a pool, which counts for its spread as well.
-  both = np.sort(np.concatenate([cosine, wanted]))
-  difference = np.abs(
-      np.searchsorted(np.sort(cosine), both, 'right')
-      - np.searchsorted(np.sort(wanted), both, 'right')).max() / NUM_REPORTS
-  assert difference < 2.9 * math.sqrt(2 / NUM_REPORTS + 1 / pool)
+  # Kolmogorov: P(sqrt(n) D > x) = 2 e^(-2 x^2), 1e-7 at 2.9.
+  cosine.sort()
+  wanted = oracle_distribution(parameters, num_entries, cosine)
+  difference = np.abs(wanted - np.arange(NUM_REPORTS) / NUM_REPORTS).max()
+  assert difference < 2.9 / math.sqrt(NUM_REPORTS) + 1e-5
   share = (cosine >= parameters.threshold - 1e-6).mean()
   p = parameters.cap_prob
   assert abs(share - p) < 6 * math.sqrt(p * (1 - p) / NUM_REPORTS) + 1e-5
