@@ -218,8 +218,10 @@ def make_study(
       build_sampler(config.cohort, count, config.seed)
       for config, count in zip(configs, counts)))
   max_cohort = max(cohorts)
-  block_size = choose_block_size(
-      first, placement.devices[0].platform, max_cohort)
+  # As many clients at once on a device as in a single run, whoever's they are.
+  block_size = max(1, choose_block_size(
+      first, placement.devices[0].platform, max_cohort) * (
+          placement.num_devices) // lanes)
   rounds_per_call = call_interval(first, max_cohort * lanes)
   planners = [
       make_planner(count, capacities, block_size, 1, cohort, rounds_per_call)

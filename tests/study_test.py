@@ -50,7 +50,7 @@ def make_config(seed=0, *, mode='single', l2=0.01, clip=2.0, **scalars):
           l2_clip_norm=clip,
           noise_multiplier=values['privacy.noise_multiplier']),
       engine=config.EngineConfig(
-          block_size=2, num_size_classes=2, rounds_per_call=3),
+          block_size=6, num_size_classes=2, rounds_per_call=3),
       parallel=config.ParallelConfig(mode=mode, num_devices=2 if (
           mode != 'single') else 0))
 
