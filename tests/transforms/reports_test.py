@@ -151,6 +151,16 @@ def test_the_variance_is_that_of_the_papers(name, epsilon):
       variance_by_the_formula(name, epsilon, 6040, NUM_ITEMS), rtol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['randomized', 'unary', 'hadamard'])
+def test_a_report_of_the_item_itself_varies_as_its_table_says(name):
+  oracle = make(name, 1.0)
+  p, q = oracle.keep_prob, oracle.flip_prob
+  # One report is 1 with probability p (Hadamard: +1, else -1), then scaled.
+  spread = 4 * p * (1 - p) if name == 'hadamard' else p * (1 - p)
+  np.testing.assert_allclose(
+      oracle.stddev(7, 7) ** 2, 7 * spread / (p - q) ** 2, rtol=1e-9)
+
+
 def test_unary_counts_of_a_known_population_have_the_known_error():
   oracle = make_unary_encoding(3706, 1.0)
   assert round(oracle.stddev(6040)) == 149
