@@ -163,6 +163,7 @@ REFUSED = [
    'privacy.epsilon=0'),
   (PrivacyConfig, {'head_epsilon_share': NAN},
    'privacy.head_epsilon_share=nan'),
+  (CohortConfig, {'groups': 3}, 'cohort.groups=3'),
   (PrivacyConfig, {'accountant': 'moments'}, "privacy.accountant='moments'"),
   (EngineConfig, {'block_size': -1}, 'engine.block_size=-1'),
   (EngineConfig, {'num_size_classes': -1}, 'engine.num_size_classes=-1'),

@@ -11,7 +11,8 @@ OBJECTIVES = ('bce', 'bpr', 'squared_error')
 OPTIMIZERS = ('sgd', 'momentum', 'adagrad', 'adam', 'yogi')
 ROW_NORMALIZATIONS = ('mean', 'sum', 'contributors')
 SCHEDULES = ('constant', 'cosine', 'exponential')
-SAMPLERS = ('uniform', 'poisson', 'shuffled', 'weighted')
+SAMPLERS = ('uniform', 'poisson', 'shuffled', 'cyclic', 'cyclic_poisson',
+            'weighted')
 WEIGHTINGS = ('equal', 'examples')
 
 
@@ -196,15 +197,20 @@ class CohortConfig:
   Attributes:
     size: Clients invited to a round (poisson: on average). 0: all of them.
     sampler: uniform (without replacement), poisson (each client by itself),
-      shuffled (every client once an epoch) or weighted (without replacement, in
+      shuffled (every client once an epoch, in a new order each), cyclic (the
+      same in one order for all epochs), cyclic_poisson (each client by itself,
+      of one of `groups` groups in turn) or weighted (without replacement, in
       proportion to weights_path).
-    cap: Poisson only: the most clients a round can hold; 0: chosen so that a
-      larger draw has probability below 1e-9. A larger draw is truncated.
+    groups: cyclic_poisson only: the groups.
+    cap: poisson and cyclic_poisson only: the most clients a round can hold; 0:
+      chosen so that a larger draw has probability below 1e-9. A larger draw is
+      truncated.
     weights_path: Weighted only: a .npy file with one weight a client.
     weighting: A delta's weight in the mean: equal, or its number of examples.
   """
   size: int = 150
   sampler: str = 'uniform'
+  groups: int = 0
   cap: int = 0
   weights_path: str = ''
   weighting: str = 'equal'
@@ -219,10 +225,17 @@ class CohortConfig:
       raise ValueError(
           f'cohort.cap={self.cap} is below cohort.size={self.size}: more than '
           'half of the rounds would be truncated; raise it, or use 0.')
-    if self.cap and self.sampler != 'poisson':
+    if self.cap and self.sampler not in ('poisson', 'cyclic_poisson'):
       raise ValueError(
           f'cohort.cap={self.cap} with cohort.sampler={self.sampler!r}: only '
-          'the poisson sampler has cohorts of different sizes to cap; drop it.')
+          'the poisson samplers have cohorts of different sizes to cap; drop '
+          'it.')
+    at_least('cohort.groups', self.groups, 0)
+    if (self.sampler == 'cyclic_poisson') != (self.groups > 0):
+      raise ValueError(
+          f'cohort.groups={self.groups} with cohort.sampler={self.sampler!r}: '
+          'cyclic_poisson, and no other sampler, draws from groups in turn; '
+          'give both, or neither.')
     if (self.sampler == 'weighted') != bool(self.weights_path):
       raise ValueError(
           f'cohort.sampler={self.sampler!r} with cohort.weights_path='

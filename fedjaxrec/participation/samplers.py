@@ -68,6 +68,39 @@ def shuffled(eligible: np.ndarray, size: int, seed: int) -> Sampler:
   return sample
 
 
+def cyclic(eligible: np.ndarray, size: int, seed: int) -> Sampler:
+  """Every client once an epoch, in one order that all epochs keep.
+
+  So a client waits ceil(eligible / size) rounds from one participation to its
+  next, exactly. The last cohort of an epoch may be smaller.
+  """
+  rounds_per_epoch = -(-len(eligible) // size)
+  order = eligible[_generator(seed, 0).permutation(len(eligible))]
+
+  def sample(round_index):
+    place = round_index % rounds_per_epoch
+    return order[place * size:(place + 1) * size]
+  return sample
+
+
+def cyclic_poisson(
+    eligible: np.ndarray, size: int, seed: int, groups: int, cap: int
+) -> Sampler:
+  """Poisson sampling of group t mod groups in round t; at most `cap` clients.
+
+  The groups are drawn once, at random, and differ by at most one client; the
+  probability is size / group, so that `size` clients are expected.
+  """
+  order = eligible[_generator(seed, 0).permutation(len(eligible))]
+  parts = [order[g::groups] for g in range(groups)]
+  samplers = [poisson(part, size, seed, cap) for part in parts]
+
+  def sample(round_index):
+    # The stream of round t + 1: the one of 0 has drawn the groups.
+    return samplers[round_index % groups](round_index + 1)
+  return sample
+
+
 def weighted(
     eligible: np.ndarray, size: int, seed: int, weights: np.ndarray
 ) -> Sampler:
@@ -153,15 +186,25 @@ def build_sampler(
     raise ValueError(
         f'cohort.size={size} is larger than the {len(eligible)} clients that '
         'can take part; use a smaller cohort, or 0 for all of them.')
-  if config.sampler == 'poisson':
+  if config.sampler in ('poisson', 'cyclic_poisson'):
     if config.cap and config.cap < size:
       raise ValueError(
           f'cohort.cap={config.cap} is below the {size} clients that '
           f'cohort.size={config.size} asks for: more than half of the rounds '
           'would be truncated; raise it, or use 0.')
-    cap = min(config.cap or poisson_cap(len(eligible), size), len(eligible))
-    return poisson(eligible, size, seed, cap), cap
+    pool = -(-len(eligible) // (config.groups or 1))
+    cap = min(config.cap or poisson_cap(pool, size), pool)
+    if not config.groups:
+      return poisson(eligible, size, seed, cap), cap
+    if size > len(eligible) // config.groups:
+      raise ValueError(
+          f'cohort.size={config.size} with cohort.groups={config.groups}: a '
+          f'group has only {len(eligible) // config.groups} of the '
+          f'{len(eligible)} clients that can take part; use smaller cohorts, '
+          'or fewer groups.')
+    return cyclic_poisson(eligible, size, seed, config.groups, cap), cap
   if weights is not None:
     return weighted(eligible, size, seed, weights), size
-  sampler = {'uniform': uniform, 'shuffled': shuffled}[config.sampler]
+  sampler = {'uniform': uniform, 'shuffled': shuffled,
+             'cyclic': cyclic}[config.sampler]
   return sampler(eligible, size, seed), size

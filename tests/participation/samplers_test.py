@@ -25,6 +25,8 @@ def weights_path(tmp_path):
 
 
 def make(name, weights_path, size=10, seed=0, **kwargs):
+  if name == 'cyclic_poisson':
+    kwargs.setdefault('groups', 1)
   return build_sampler(
       CohortConfig(
           size=size, sampler=name,
@@ -84,7 +86,7 @@ class TestEverySampler:
   def test_a_population_with_nothing_to_train_on_is_refused(
       self, name, weights_path):
     config = CohortConfig(
-        size=1, sampler=name,
+        size=1, sampler=name, groups=int(name == 'cyclic_poisson'),
         weights_path=weights_path if name == 'weighted' else '')
     with pytest.raises(ValueError, match='num_clients=60 .* check'):
       build_sampler(config, np.zeros(60, int), 0)
@@ -173,6 +175,60 @@ def test_shuffled_invites_everyone_once_an_epoch():
     np.testing.assert_array_equal(np.sort(invited), ELIGIBLE)
     epochs.append(tuple(invited))
   assert len(set(epochs)) == 3
+
+
+def test_cyclic_keeps_its_order_so_that_everybody_waits_a_whole_epoch():
+  sampler, max_cohort = make('cyclic', '', size=8)
+  assert max_cohort == 8
+  rounds_per_epoch = -(-len(ELIGIBLE) // 8)
+  last = {}
+  for r in range(3 * rounds_per_epoch):
+    for client in sampler(r):
+      assert r - last.get(client, r - rounds_per_epoch) == rounds_per_epoch
+      last[client] = r
+  assert sorted(last) == list(ELIGIBLE)
+
+  def shortest_wait(name):
+    other, _ = make(name, '', size=8)
+    seen, wait = {}, ROUNDS
+    for r in range(10 * rounds_per_epoch):
+      for client in other(r):
+        wait = min(wait, r - seen.get(client, -ROUNDS))
+        seen[client] = r
+    return wait
+
+  assert shortest_wait('cyclic') == rounds_per_epoch
+  assert shortest_wait('shuffled') < rounds_per_epoch  # The control.
+
+
+def test_cyclic_poisson_draws_by_coins_from_one_group_after_the_other():
+  groups = 3
+  sampler, max_cohort = make('cyclic_poisson', '', size=5, groups=groups)
+  assert max_cohort <= -(-len(ELIGIBLE) // groups)
+  counts = np.zeros((groups, len(NUM_EXAMPLES)), int)
+  sizes = []
+  for r in range(ROUNDS):
+    cohort = sampler(r)
+    counts[r % groups, cohort] += 1
+    sizes.append(len(cohort))
+  # A client comes in its own group's rounds alone, and the groups are even.
+  assert ((counts > 0).sum(0)[ELIGIBLE] == 1).all()
+  assert (counts > 0).sum(1).tolist() == [17] * groups
+  share, rounds = 5 / 17, ROUNDS / groups
+  limit = 5 * np.sqrt(rounds * share * (1 - share)) + 1
+  assert np.abs(counts.sum(0)[ELIGIBLE] - rounds * share).max() < limit
+  variance = 17 * share * (1 - share)
+  assert abs(np.mean(sizes) - 5) < 5 * np.sqrt(variance / ROUNDS)
+  assert abs(np.var(sizes) / variance - 1) < 5 * np.sqrt(2 / ROUNDS)
+
+
+def test_groups_smaller_than_a_cohort_are_refused():
+  with pytest.raises(ValueError, match='cohort.groups=6: a group has only 8'):
+    make('cyclic_poisson', '', size=10, groups=6)
+  for wrong in ({'sampler': 'poisson', 'groups': 2},
+                {'sampler': 'cyclic_poisson'}):
+    with pytest.raises(ValueError, match='cohort.groups=.*in turn'):
+      CohortConfig(size=10, **wrong)
 
 
 def test_weighted_draws_follow_the_weights(tmp_path):
