@@ -35,6 +35,11 @@ SECTIONS = {
   'split': 'Training, validation and test sets',
   'model': 'The recommender',
   'algorithm': 'The federated algorithm',
+  'ials': 'Alternating least squares: --algorithm.name=ials and dpals',
+  'dpals': 'What private alternating least squares adds',
+  'fcf': 'Federated collaborative filtering: --algorithm.name=fcf',
+  'personalization': 'What clients keep beside the model',
+  'pfedrec': 'PFedRec: --algorithm.name=pfedrec',
   'objective': 'What a client minimises',
   'client': 'Training on the device, within one round',
   'server': "The server's step",
@@ -47,6 +52,9 @@ SECTIONS = {
   'engine': 'Performance only: results do not depend on these',
   'parallel': 'Which devices and hosts share the work',
 }
+# Sections that the short help names and no more, because most runs leave them.
+_FOLDED = {'personalization', 'pfedrec', 'compression', 'privacy', 'secure', 'parallel', 'synthetic',
+           'checkpoint'}
 _HELP_FLAGS = {'-h': False, '--help': False, '-help': False,
                '--helpshort': False, '-helpshort': False,
                '--helpfull': True, '-helpfull': True}
@@ -273,7 +281,8 @@ def _dispatch(arguments: list[str]) -> int:
     raise UsageError(_unknown_command(name))
   for argument in rest:
     if argument in _HELP_FLAGS:
-      print(_command_help(name, _HELP_FLAGS[argument]))
+      asked = [other for other in rest if other in COMMANDS[name].sections]
+      print(_command_help(name, _HELP_FLAGS[argument], asked))
       return 0
   values = _flag_values(name)
   try:
@@ -314,14 +323,27 @@ Examples:
 --flagfile=FILE reads flags from a file, one a line."""
 
 
-def _command_help(name: str, full: bool) -> str:
+def _command_help(
+    name: str, full: bool, asked: Sequence[str] = ()
+) -> str:
+  """What a command does, with its flags, or those of the sections asked for."""
   command = COMMANDS[name]
   parts = [f'{command.summary}\n\nUsage: {command.usage}']
   titles = {section: SECTIONS.get(section, sweep_cli.TITLE)
             for section in command.sections}
-  groups = format_flags(_flag_values(name), titles, full)
+  folded = [] if full or asked else [
+      section for section in titles if section in _FOLDED]
+  shown = {section: title for section, title in titles.items()
+           if section not in folded and (not asked or section in asked)}
+  values = _flag_values(name)
+  groups = format_flags(values, shown, full)
   if groups:
     parts.append(groups)
+  if folded:
+    parts.append('\n'.join(
+        [f'More, by fedjaxrec {name} --help SECTION',
+         *(f'  {section:<14}{titles[section]}' for section in folded)]))
+  if groups:
     parts.append('--flagfile=FILE reads flags from a file, one a line.')
     if not full:
       parts[-1] += f'\nMore about each flag: fedjaxrec {name} --helpfull'

@@ -43,6 +43,7 @@ def calls(monkeypatch):
   monkeypatch.setitem(sys.modules, 'fedjaxrec.orchestration', package)
   monkeypatch.setitem(
       sys.modules, 'fedjaxrec.orchestration.experiment', package.experiment)
+  package.hosts = types.SimpleNamespace(is_first=lambda: True)
   return recorded
 
 
@@ -92,6 +93,16 @@ def test_the_short_help_of_a_command_groups_its_flags(
       'The run\n', '--workdir', '--rounds=', '--data.source=movielens-100k',
       'The recommender\n', '--model.dim=', '--engine.block_size=0')]
   assert positions == sorted(positions)
+
+
+def test_a_section_that_is_folded_is_listed_when_asked_for(run):
+  _, short, _ = run('train', '--help')
+  assert '\n  privacy       Central' in short
+  assert '--privacy.epsilon' not in short
+  _, section, _ = run('train', '--help', 'privacy')
+  assert '--privacy.epsilon=0.0' in section
+  assert '--cohort.size' not in section
+  assert '--privacy.epsilon' in run('train', '--helpfull')[1]
 
 
 def test_every_section_of_the_config_has_a_group_in_the_help():
