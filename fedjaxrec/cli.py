@@ -52,9 +52,9 @@ SECTIONS = {
   'engine': 'Performance only: results do not depend on these',
   'parallel': 'Which devices and hosts share the work',
 }
-# Sections that the short help names and no more, because most runs leave them.
-_FOLDED = {'personalization', 'pfedrec', 'compression', 'privacy', 'secure', 'parallel', 'synthetic',
-           'checkpoint'}
+# What the short help lists; of the other sections it gives the names.
+_UNFOLDED = {'', 'data', 'split', 'model', 'algorithm', 'objective', 'client',
+             'server', 'cohort', 'evaluation', 'engine', 'sweep'}
 _HELP_FLAGS = {'-h': False, '--help': False, '-help': False,
                '--helpshort': False, '-helpshort': False,
                '--helpfull': True, '-helpfull': True}
@@ -332,7 +332,7 @@ def _command_help(
   titles = {section: SECTIONS.get(section, sweep_cli.TITLE)
             for section in command.sections}
   folded = [] if full or asked else [
-      section for section in titles if section in _FOLDED]
+      section for section in titles if section not in _UNFOLDED]
   shown = {section: title for section, title in titles.items()
            if section not in folded and (not asked or section in asked)}
   values = _flag_values(name)
@@ -342,7 +342,7 @@ def _command_help(
   if folded:
     parts.append('\n'.join(
         [f'More, by fedjaxrec {name} --help SECTION',
-         *(f'  {section:<14}{titles[section]}' for section in folded)]))
+         *(f'  {section:<16}{titles[section]}' for section in folded)]))
   if groups:
     parts.append('--flagfile=FILE reads flags from a file, one a line.')
     if not full:

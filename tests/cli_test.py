@@ -97,7 +97,7 @@ def test_the_short_help_of_a_command_groups_its_flags(
 
 def test_a_section_that_is_folded_is_listed_when_asked_for(run):
   _, short, _ = run('train', '--help')
-  assert '\n  privacy       Central' in short
+  assert '\n  privacy         Central' in short
   assert '--privacy.epsilon' not in short
   _, section, _ = run('train', '--help', 'privacy')
   assert '--privacy.epsilon=0.0' in section
