@@ -9,7 +9,13 @@ import jax
 import numpy as np
 
 from fedjaxrec.blocks import Algorithm
-from fedjaxrec.config import CohortConfig, Config
+from fedjaxrec.config import (
+    CohortConfig,
+    CompressionConfig,
+    Config,
+    PrivacyConfig,
+    SecureConfig,
+)
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.simulation import make_simulation
 
@@ -48,6 +54,9 @@ def make_fold_in(
   simulation = make_simulation(
       dataclasses.replace(
           config, rounds=epochs, cohort=CohortConfig(size=0),
+          # On the client's own device: nothing leaves it.
+          privacy=PrivacyConfig(), compression=CompressionConfig(),
+          secure=SecureConfig(),
           client=dataclasses.replace(
               config.client, item_learning_rate=0.0, schedule='constant'),
           engine=dataclasses.replace(config.engine, rounds_per_call=epochs)),

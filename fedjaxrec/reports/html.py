@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedjaxrec.reports import figures, run_directory, tables
+from fedjaxrec.reports import privacy as privacy_lib
 from fedjaxrec.reports.page import escape as _escape
 from fedjaxrec.reports.page import plot as _plot
 from fedjaxrec.reports.page import render_page
@@ -67,6 +68,7 @@ def render_report(
   body = ''.join((
       _header(summary),
       _comparison(summary, plots),
+      _privacy(summary),
       _training(summary, lines, plots),
       _groups(summary, plots),
       _traffic(summary, plots),
@@ -284,6 +286,21 @@ def _facts(summary: Mapping[str, Any]) -> str:
   return _section('Facts', f'<div class="card"><dl>\n{rows}</dl></div>\n')
 
 
+def _privacy(summary: Mapping[str, Any]) -> str:
+  """The guarantee, and what it leaves out; nothing without one."""
+  privacy = summary.get('privacy')
+  if not privacy:
+    return ''
+  rows = ''.join(f'<dt>{_escape(name)}</dt><dd>{_escape(words)}</dd>\n'
+                 for name, words in privacy_lib.facts(privacy))
+  uncovered = ''.join(f'<li>{_escape(words)}</li>\n'
+                      for words in privacy_lib.not_covered(privacy))
+  if uncovered:
+    rows += ('<dt>What the epsilon does not cover</dt>'
+             f'<dd><ul>\n{uncovered}</ul></dd>\n')
+  return _section('Privacy', f'<div class="card"><dl>\n{rows}</dl></div>\n')
+
+
 def _notes(summary: Mapping[str, Any]) -> str:
   privacy = summary.get('privacy')
   if privacy is None:
@@ -291,7 +308,7 @@ def _notes(summary: Mapping[str, Any]) -> str:
                  'claimed; interactions stay on the client, but what it '
                  'uploads can reveal them.')
   else:
-    guarantee = f'Privacy: {_plain(privacy)}.'
+    guarantee = 'Privacy: see the section Privacy above.'
   meanings = ''.join(f'<dt>{row.label}</dt><dd>{_escape(row.meaning)}</dd>\n'
                      for row in tables.comparison_rows(summary))
   return _section(

@@ -21,6 +21,7 @@ METRICS = 'metrics.jsonl'
 SUMMARY = 'summary.json'
 REPORT = 'report.html'
 CHECKPOINTS = 'checkpoints'
+PRIVACY_LEDGER = 'privacy_ledger.jsonl'
 EVENTS_PREFIX = 'events.out.tfevents.'
 _TEMPORARY_PREFIX = '.fedjaxrec-'
 # A config of ours has these, whatever else is added to it.
@@ -268,7 +269,7 @@ def prepare_workdir(
         else:
           path.unlink()
 
-  ours = {METRICS, SUMMARY, REPORT, CHECKPOINTS}
+  ours = {METRICS, SUMMARY, REPORT, CHECKPOINTS, PRIVACY_LEDGER}
   remove(lambda name: name in ours or name.startswith(
       (EVENTS_PREFIX, _TEMPORARY_PREFIX)))
   remove(lambda name: name == CONFIG)

@@ -8,6 +8,8 @@ import rich.console
 import rich.table
 import rich.text
 
+from fedjaxrec.reports import privacy as privacy_lib
+
 METRICS = {
     'hit_rate@10': 'HR@10',
     'ndcg@10': 'NDCG@10',
@@ -138,3 +140,14 @@ def print_comparison(
     if not console.is_terminal:
       console = rich.console.Console(width=140)
   console.print(comparison_table(summary))
+  privacy = summary.get('privacy')
+  if privacy:
+    lines = rich.table.Table(
+        box=None, show_header=False, title='Privacy', title_justify='left')
+    lines.add_column(style='bold', no_wrap=True)
+    lines.add_column(overflow='fold')
+    for name, words in privacy_lib.facts(privacy):
+      lines.add_row(name, rich.text.Text(words))
+    for words in privacy_lib.not_covered(privacy):
+      lines.add_row('Not covered', rich.text.Text(words))
+    console.print(lines)

@@ -34,6 +34,45 @@ class CorrelatedNoiseState(NamedTuple):
   buffers: optax.Updates
 
 
+class Strategy(NamedTuple):
+  """A matrix C and what it is good for; made on the host, before a run.
+
+  Attributes:
+    coefficients: float [n]: C's first column; () for buffered noise.
+    decay: float [buffers]: of buffered noise; () for banded.
+    scale: float [buffers]: likewise.
+    sensitivity: L2 sensitivity of C under the participations it was made for,
+      for deltas of norm 1.
+  """
+  coefficients: np.ndarray
+  decay: np.ndarray
+  scale: np.ndarray
+  sensitivity: float
+
+
+def add_correlated_noise(
+    noise_multiplier: float | jax.Array, l2_clip_norm: float | jax.Array,
+    strategy: Strategy, key: jax.Array
+) -> optax.GradientTransformation:
+  """Adds C^-1 z, with z of stddev multiplier * clip norm * sensitivity.
+
+  Formal guarantee: that of `add_banded_noise` or `add_buffered_toeplitz_noise`:
+  all rounds together are one Gaussian release of `noise_multiplier`, unit the
+  client, for the participations that the strategy was made for.
+
+  Args:
+    noise_multiplier: What the accountant is told; may be traced.
+    l2_clip_norm: A client's bound in every round; may be traced.
+    strategy: The matrix.
+    key: Typed key of the first draw.
+  """
+  stddev = noise_multiplier * l2_clip_norm * strategy.sensitivity
+  if len(strategy.decay):
+    return add_buffered_toeplitz_noise(
+        stddev, strategy.decay, strategy.scale, key)
+  return add_banded_noise(stddev, strategy.coefficients, key)
+
+
 def add_banded_noise(
     noise_stddev: float | jax.Array, coefficients: np.ndarray, key: jax.Array
 ) -> optax.GradientTransformation:

@@ -149,7 +149,15 @@ class TestContent:
   def test_a_privacy_guarantee_is_shown(self):
     text = render(SUMMARY | {'privacy': {
         'unit': 'client', 'epsilon': 3.5, 'delta': 1e-05}}).text
-    assert 'unit client, epsilon 3.5, delta 1e-05' in text
+    assert 'epsilon = 3.5 at delta = 1e-05, unit client' in text
+    assert 'add_or_remove_one' not in text
+    text = render(SUMMARY | {'privacy': {
+        'guarantee': 'epsilon = 2', 'epsilon': 2.0, 'deployment_cohort': 9000,
+        'noise_scale': 0.01, 'rejected': 3, 'uncovered': ['The moon.'],
+        'warnings': ['Look out.'], 'neighboring': 'add_or_remove_one'}}).text
+    for words in ('epsilon = 2.', 'cohorts of 9,000', '3 deltas', 'The moon.',
+                  'does not cover', 'Look out.'):
+      assert words in text
     assert 'Privacy: none' not in text
 
 
