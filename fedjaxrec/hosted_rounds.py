@@ -72,6 +72,9 @@ def make_hosted_execute(
       leaves = jax.tree.leaves(messages)
       sent = np.flatnonzero(np.asarray(reported))
       places = np.concatenate([np.asarray(x).reshape(-1) for x in members])
+      if data.home is not None:
+        # Where the data stay on the host, a place is not yet a client.
+        places = np.take(np.asarray(data.home), places, mode='clip')
       rows = np.concatenate(
           [np.asarray(x).reshape(len(x), -1) for x in leaves], axis=1)
       result = sum_on_host(

@@ -11,11 +11,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjaxrec.aggregation import distributed_noise
 from fedjaxrec.aggregation.ring import Ring, make_ring
 from fedjaxrec.config import Config
 from fedjaxrec.transforms import adaptive_clip
 from fedjaxrec.transforms.clip import clip_by_l2, clip_groups_by_l2
 from fedjaxrec.transforms.compression import build_compression
+from fedjaxrec.transforms.correlated_noise import (
+  Strategy,
+  add_correlated_noise,
+)
 from fedjaxrec.transforms.error_feedback import with_error_feedback
 from fedjaxrec.transforms.noise import add_gaussian_noise
 from fedjaxrec.uplink import PLAIN, Codec, Uplink
@@ -46,6 +51,8 @@ def build_protection(
     expected_cohort: float,
     max_cohort: int,
     open_rows: jax.Array | None = None,
+    dimension: int | None = None,
+    strategy: Strategy | None = None,
 ) -> Protection:
   """Builds the protection that the sections privacy, compression, secure ask.
 
@@ -64,6 +71,8 @@ def build_protection(
     max_cohort: Most clients of a round.
     open_rows: bool [num_items]: the only rows that travel, where
       privacy.head_items asks for it.
+    dimension: Numbers of the model that travel: for secure.noise.
+    strategy: The matrix of privacy.mechanism=banded and blt.
 
   Raises:
     ValueError: If the ring is too small, or the budget is not calibrated yet.
@@ -74,19 +83,33 @@ def build_protection(
         f'privacy.noise_multiplier=0 with privacy.epsilon={privacy.epsilon}: '
         'the noise is calibrated before a simulation is built; use '
         'fedjaxrec.train, or give privacy.noise_multiplier.')
+  if config.algorithm.name == 'dpals':
+    # It bounds its own sums, and makes them noisy itself.
+    return Protection(PLAIN, None, None)
   if privacy.head_items and open_rows is None:
     raise ValueError(
         f'privacy.head_items={privacy.head_items} without open_rows: which '
         'rows these are is chosen from the data, before a simulation is built.')
+  if privacy.mechanism != 'gaussian' and strategy is None:
+    raise ValueError(
+        f'privacy.mechanism={privacy.mechanism!r} without a strategy: its '
+        'matrix is optimised for the run, before a simulation is built; use '
+        'fedjaxrec.train.')
   adaptive = privacy.clipping == 'adaptive'
+  codec = None
+  if secure.is_on:
+    codec = _make_codec(
+        config, expected_cohort, max_cohort, open_rows, dimension)
   uplink = Uplink(
-      transform=_client_chain(config),
+      transform=None if _codec_clips(config) else _client_chain(config),
       report=(lambda state: state[0].report) if adaptive else PLAIN.report,
       has_memory=config.compression.error_feedback,
-      codec=_make_codec(config, max_cohort) if secure.is_on else None,
+      # Noise stands in every entry, whatever the client touched.
+      is_dense=secure.on_host and secure.noise != 'none',
+      codec=codec,
       open_rows=open_rows)
   return Protection(
-      uplink, _server_chain(config, expected_cohort, open_rows),
+      uplink, _server_chain(config, expected_cohort, open_rows, strategy),
       float(expected_cohort) if privacy.enabled else None)
 
 
@@ -145,11 +168,14 @@ def _client_chain(config: Config):
   return make
 
 
-def _server_chain(config: Config, expected_cohort: float, open_rows):
+def _server_chain(
+    config: Config, expected_cohort: float, open_rows,
+    strategy: Strategy | None
+):
   """Builds the noise on the raw sum, or None."""
   privacy = config.privacy
-  if not privacy.enabled:
-    return None
+  if not privacy.enabled or config.secure.noise != 'none':
+    return None  # Or the clients have added it already.
   key = jax.random.fold_in(jax.random.key(config.seed), _NOISE_STREAM)
   share = (expected_cohort / privacy.deployment_cohort
            if privacy.deployment_cohort else 1.0)
@@ -168,6 +194,12 @@ def _server_chain(config: Config, expected_cohort: float, open_rows):
       return noisy.update, state
 
     noise = optax.GradientTransformationExtraArgs(inner.init, update)
+  elif strategy is not None:
+    norms = ((privacy.item_clip_norm, privacy.shared_clip_norm)
+             if privacy.clips_groups else (privacy.l2_clip_norm,) * 2)
+    noise = _in_units_of(norms, add_correlated_noise(
+        multiplier * (2**0.5 if privacy.clips_groups else 1), 1.0, strategy,
+        key))
   elif privacy.clips_groups:
     # The same multiplier on both, and the root of the squares between them.
     factor = 2**0.5
@@ -177,6 +209,22 @@ def _server_chain(config: Config, expected_cohort: float, open_rows):
   else:
     noise = add_gaussian_noise(multiplier * privacy.l2_clip_norm, key)
   return noise if open_rows is None else _only_rows(noise, open_rows)
+
+
+def _in_units_of(norms, transform):
+  """Transforms a pair, each part in units of its own clip norm."""
+  def scaled(updates, power):
+    return tuple(
+        jax.tree.map(lambda x, n=norm: x * n**power, part)
+        for norm, part in zip(norms, updates))
+
+  def update(updates, state, params=None):
+    del params
+    new, state = transform.update(scaled(updates, -1), state)
+    return scaled(new, 1), state
+
+  return optax.GradientTransformation(
+      lambda params: transform.init(tuple(params)), update)
 
 
 def _only_rows(transform, open_rows):
@@ -204,21 +252,104 @@ def _ring_clip_norm(config: Config) -> float:
   return (config.secure.l2_clip_norm or 1.0) if config.secure.is_on else 0.0
 
 
-def make_run_ring(config: Config, max_cohort: int) -> Ring:
-  """The ring of a run: its width is what was asked for, or enough."""
+def _codec_clips(config: Config) -> bool:
+  """Whether a clipping by one norm is all of the chain: the codec's norm."""
+  return (config.secure.is_on and not config.privacy.clips_groups
+          and config.privacy.clipping == 'fixed'
+          and not config.compression.is_on)
+
+
+def make_run_ring(
+    config: Config, expected_cohort: float, max_cohort: int,
+    dimension: int | None = None
+) -> Ring:
+  """The ring of a run: its width is what was asked for, or enough.
+
+  Args:
+    config: The whole config, its noise calibrated.
+    expected_cohort: Clients expected in a round.
+    max_cohort: Most clients of a round.
+    dimension: Numbers that travel; only secure.noise needs it.
+
+  Raises:
+    ValueError: If the ring is too small.
+  """
+  secure = config.secure
+  bits, clip_norm = secure.bits or _RING_BITS, _ring_clip_norm(config)
+  if secure.noise == 'none':
+    return make_ring(bits, clip_norm, max_cohort,
+                     entry_bound=secure.entry_bound or None)
+  if dimension is None:
+    raise ValueError(
+        f"secure.noise={secure.noise} without the model's dimension: it is "
+        'for single runs (fedjaxrec train); a study uses secure.noise=none.')
+  # As much as the fewest survivors bring is what is asked for; all bring more.
+  most = config.privacy.noise_multiplier * (
+      max_cohort / secure.survivor_threshold(expected_cohort)) ** 0.5
   return make_ring(
-      config.secure.bits or _RING_BITS, _ring_clip_norm(config), max_cohort)
+      bits, clip_norm, max_cohort, noise_multiplier=most, dimension=dimension)
 
 
-def _make_codec(config: Config, max_cohort: int) -> Codec:
-  ring = make_run_ring(config, max_cohort)
+def noise_share(config: Config, ring: Ring, expected_cohort: float) -> float:
+  """Standard deviation of one client's share of the noise, in integers.
+
+  The shares of the fewest survivors add up to the noise multiplier.
+  """
+  if config.secure.noise == 'none':
+    return 0.0
+  return (config.privacy.noise_multiplier * _ring_clip_norm(config) * ring.scale
+          / config.secure.survivor_threshold(expected_cohort) ** 0.5)
+
+
+def _make_codec(
+    config: Config, expected_cohort: float, max_cohort: int, open_rows,
+    dimension: int | None
+) -> Codec:
+  secure = config.secure
+  ring = make_run_ring(config, expected_cohort, max_cohort, dimension)
+  share = noise_share(config, ring, expected_cohort)
+  clip = _codec_clips(config)
+
+  def only_open(noisy, plain):
+    if open_rows is None:
+      return noisy
+    keep = lambda x, old: jnp.where(
+        open_rows.reshape(-1, *[1] * (x.ndim - 1)), x, old)
+    return jax.tree.map(keep, noisy[0], plain[0]), noisy[1]
 
   def encode(delta, key, round_key, row_axes):
-    return ring.encode(
-        delta, key, round_key, leading_axes=(row_axes, 0))
+    values, accepted = ring.encode(
+        delta, key, round_key, leading_axes=(row_axes, 0), clip=clip)
+    if share and secure.on_host:
+      noisy = add_noise(values, jax.random.fold_in(key, 1), 1)
+      values = only_open(noisy, values)
+    return values, accepted
+
+  def add_noise(values, key, num_shares):
+    add = {'skellam': distributed_noise.add_skellam,
+           'discrete_gaussian': distributed_noise.add_discrete_gaussian}
+    return add[secure.noise](
+        values, key, share, num_shares=num_shares, bits=ring.bits)
 
   def decode(total, round_key, reported):
-    del reported
+    if share and not secure.on_host:
+      total = only_open(
+          add_shares(total, jax.random.fold_in(round_key, 1), reported), total)
     return ring.decode(total, round_key, leading_axes=(1, 0))
 
-  return Codec(encode, decode)
+  def add_shares(total, key, reported):
+    """The shares of all who reported, in as many draws as their number's bits.
+
+    A table is made for 1, 2, 4, ... shares: sums of them are exact.
+    """
+    count = reported.astype(jnp.int32)
+    for bit in range(max_cohort.bit_length()):
+      total = jax.lax.cond(
+          (count >> bit) & 1 == 1,
+          lambda x, bit=bit: add_noise(
+              x, jax.random.fold_in(key, bit), 1 << bit),
+          lambda x: x, total)
+    return total
+
+  return Codec(encode, decode, checks=True,
+               least=secure.survivor_threshold(expected_cohort))

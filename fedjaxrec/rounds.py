@@ -210,10 +210,18 @@ def make_round(
     table, shared = uplink.codec.decode(
         (total.item_table, total.shared),
         jax.random.fold_in(round_key, num_clients), total.weight)
-    return total._replace(item_table=table, shared=shared)
+    # Too few, and the round is as if nobody had come.
+    opened = total.weight >= uplink.codec.least
+    table, shared = jax.tree.map(
+        lambda x: jnp.where(opened, x, 0), (table, shared))
+    return total._replace(
+        item_table=table, shared=shared,
+        weight=jnp.where(opened, total.weight, 0))
 
   def collect(metrics):
     loss_sum, loss_count, reported, num_examples, rejected = metrics
+    if uplink.codec is not None:
+      reported = jnp.where(reported >= uplink.codec.least, reported, 0)
     return RoundMetrics(
         loss_sum / jnp.maximum(loss_count, 1), reported, num_examples, rejected)
 

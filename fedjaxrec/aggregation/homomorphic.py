@@ -78,7 +78,7 @@ def _tenseal():
     import tenseal
   except ImportError as error:
     raise ValueError(
-        'secure.level=homomorphic: tenseal is not installed; it is an extra: '
+        'secure.level=he: tenseal is not installed; it is an extra: '
         'pip install fedjaxrec[he].') from error
   return tenseal
 

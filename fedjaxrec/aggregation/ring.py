@@ -39,8 +39,10 @@ class Ring(NamedTuple):
   """The ring of one run.
 
   Attributes:
-    encode: (delta, key, sign_key=None, leading_axes=0) -> Encoded, for one
-      client; vmap it over a block. delta: float pytree. key: the client's
+    encode: (delta, key, sign_key=None, leading_axes=0, clip=False) -> Encoded,
+      for one client; vmap it over a block. delta: float pytree. clip: whether
+      a longer delta is scaled down to the clip norm, and not refused: the same
+      norm serves both, and saves the passes of a transform that clips. key: the client's
       typed key of the round. sign_key and leading_axes matter with rotation
       only: the round's key, and how many leading axes address rows (an int,
       or a prefix of the delta's tree): entries are mixed behind them.
@@ -107,8 +109,8 @@ def make_ring(
   | delta | values | accepted |
   |---|---|---|
   | L2 norm at most l2_clip_norm (1e-4 of slack for float32) | rounded | True |
-  | a larger norm | zeros | False |
-  | a NaN or an infinity anywhere | zeros | False |
+  | a larger norm | zeros; with clip, rounded at the clip norm | False; True |
+  | a NaN or an infinity anywhere, or squares beyond float32 | zeros | False |
 
   Cost: about 25 integer operations an entry; 4 bytes an entry, b bits on the
   wire.
@@ -182,13 +184,19 @@ def make_ring(
     return [_turn(turn, x, jax.random.fold_in(sign_key, i), a, rotation)
             for i, (x, a) in enumerate(zip(leaves, axes))], treedef
 
-  def encode(delta, key, sign_key=None, leading_axes=0):
+  def encode(delta, key, sign_key=None, leading_axes=0, clip=False):
     delta = jax.tree.map(lambda x: x.astype(jnp.float32), delta)
     # NaN and overflow compare as False.
-    unit = sum(jnp.sum(jnp.square(x / l2_clip_norm))
-               for x in jax.tree.leaves(delta))
-    accepted = jnp.asarray(unit <= (1 + _NORM_SLACK) ** 2)
-    delta = jax.tree.map(lambda x: jnp.where(accepted, x, 0), delta)
+    unit = sum((jnp.sum(jnp.square(x * jnp.float32(1 / l2_clip_norm)))
+                for x in jax.tree.leaves(delta)), start=jnp.float32(0))
+    if clip:
+      accepted = jnp.isfinite(unit)
+      shorten = jnp.where(unit > 1, jax.lax.rsqrt(unit), 1)
+      delta = jax.tree.map(
+          lambda x: jnp.where(accepted, x * shorten, 0), delta)
+    else:
+      accepted = jnp.asarray(unit <= (1 + _NORM_SLACK) ** 2)
+      delta = jax.tree.map(lambda x: jnp.where(accepted, x, 0), delta)
     leaves, treedef = to_leaves(delta, sign_key, leading_axes, rotate)
     cut = levels if wrap_sigmas is None else 2**31 - 128
     scaled = [jnp.clip(x * jnp.float32(scale), -cut, cut) for x in leaves]

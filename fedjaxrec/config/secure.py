@@ -1,6 +1,8 @@
 """How the cohort's updates are summed without being seen one by one."""
 
 import dataclasses
+import math
+from typing import Any
 
 from fedjaxrec.config.rules import at_least, check_types, one_of
 
@@ -8,6 +10,7 @@ LEVELS = ('none', 'ideal', 'masked', 'protocol', 'shares', 'he')
 ROW_SECRECY = ('dense', 'union', 'chosen')
 DISTRIBUTED_NOISE = ('none', 'skellam', 'discrete_gaussian')
 TRANSPORTS = ('in_process', 'tcp')
+MAX_HE_BITS = 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,10 @@ class SecureConfig:
       the clip norm need.
     l2_clip_norm: Most that a delta may weigh, which bounds the ring; 0: that
       of the privacy section, or 1.
+    entry_bound: Where a single entry of a delta is cut, so that the ring spends
+      its integers on what deltas are like. A bias: entries beyond it are
+      shortened to it, of whom that hits. 0: nothing is cut, and one entry may
+      hold the whole clip norm.
     rows: How the rows that a client touched stay hidden: dense (the whole table
       travels), union (a secure sum finds the union of the cohort's rows, and
       the table restricted to it travels: the server learns the union) or chosen
@@ -37,11 +44,14 @@ class SecureConfig:
     threshold: Shares that recover a secret; 0: chosen with num_neighbors.
     min_survivors: Fewest clients whose sum is opened; 0: half of the cohort.
     num_servers: Servers of level=shares.
+    norm_check: Whether the clients of level=shares prove the norm of what they
+      send, on shares, and one that cannot is left out.
     transport: in_process or tcp (loopback) for level=protocol.
   """
   level: str = 'none'
   bits: int = 0
   l2_clip_norm: float = 0.0
+  entry_bound: float = 0.0
   rows: str = 'dense'
   noise: str = 'none'
   dropout: float = 0.0
@@ -49,6 +59,7 @@ class SecureConfig:
   threshold: int = 0
   min_survivors: int = 0
   num_servers: int = 2
+  norm_check: bool = False
   transport: str = 'in_process'
 
   def __post_init__(self):
@@ -62,6 +73,7 @@ class SecureConfig:
           f'secure.bits={self.bits} must lie in [8, 32], or be 0 for the bits '
           'that the cohort and the clip norm need.')
     at_least('secure.l2_clip_norm', self.l2_clip_norm, 0)
+    at_least('secure.entry_bound', self.entry_bound, 0)
     at_least('secure.num_neighbors', self.num_neighbors, 0)
     at_least('secure.threshold', self.threshold, 0)
     at_least('secure.min_survivors', self.min_survivors, 0)
@@ -80,6 +92,60 @@ class SecureConfig:
           'clients fall silent within a protocol; use secure.level=protocol, '
           'masked or shares.')
 
+    self._check_combinations()
+
+  def _check_combinations(self):
+    """Refuses settings that do not go together."""
+    if self.threshold and not self.num_neighbors:
+      raise ValueError(
+          f'secure.threshold={self.threshold} without secure.num_neighbors: '
+          'one is chosen for the other; give both, or neither.')
+    if self.min_survivors == 1:
+      raise ValueError(
+          'secure.min_survivors=1: the sum of one client is its update; use at '
+          'least 2, or 0 for half of the cohort.')
+    if self.transport == 'tcp' and self.level != 'protocol':
+      raise ValueError(
+          f'secure.transport=tcp with secure.level={self.level}: only the '
+          'protocol sends messages; use secure.level=protocol.')
+    if self.norm_check and (self.level != 'shares' or self.noise != 'none'):
+      raise ValueError(
+          f'secure.norm_check=true with secure.level={self.level} and '
+          f'secure.noise={self.noise}: norms are proved on shares, and noise '
+          'has no bound; use secure.level=shares and secure.noise=none.')
+    if self.level == 'none' and self.rows != 'dense':
+      raise ValueError(
+          f'secure.rows={self.rows} with secure.level=none: there are no '
+          'secure sums to send rows to; use secure.level=ideal, or any other.')
+    if self.rows == 'union' and self.level == 'he':
+      raise ValueError(
+          'secure.rows=union with secure.level=he: encrypted sums do not wrap '
+          'around, so random multiples would show how many clients touched a '
+          'row; use secure.rows=dense.')
+    if self.rows == 'union' and self.noise != 'none':
+      raise ValueError(
+          f'secure.rows=union with secure.noise={self.noise}: the union is '
+          'found without noise, so epsilon would not cover it; use '
+          'secure.rows=dense or chosen.')
+    if self.level == 'he' and self.bits > MAX_HE_BITS:
+      raise ValueError(
+          f'secure.bits={self.bits} with secure.level=he: decrypted sums are '
+          'float32 and are rounded back to integers, which is exact up to '
+          f'{MAX_HE_BITS} bits; use fewer.')
+    if self.noise != 'none' and self.entry_bound:
+      raise ValueError(
+          f'secure.entry_bound={self.entry_bound} with secure.noise='
+          f'{self.noise}: noise is calibrated to a ring whose entries may hold '
+          'the whole clip norm; drop it.')
+
+  def survivor_threshold(self, cohort: float) -> int:
+    """Fewest clients whose sum is opened.
+
+    Args:
+      cohort: Clients expected in a round, a public number.
+    """
+    return self.min_survivors or max(2, math.ceil(cohort / 2))
+
   @property
   def is_on(self) -> bool:
     """Whether updates are summed in the ring."""
@@ -89,3 +155,63 @@ class SecureConfig:
   def on_host(self) -> bool:
     """Whether the sum is taken on the host, outside the compiled round."""
     return self.level not in ('none', 'ideal')
+
+
+def check_secure(config: Any) -> None:
+  """Refuses what a whole run's other sections make of its secure sums.
+
+  Raises:
+    ValueError: With the way out.
+  """
+  secure, privacy = config.secure, config.privacy
+  if not secure.is_on:
+    return
+  if config.server.row_normalization == 'contributors':
+    raise ValueError(
+        f'server.row_normalization=contributors with secure.level='
+        f'{secure.level}: how many clients touched a row is what a secure sum '
+        'hides; use server.row_normalization=mean (auto does).')
+  if secure.min_survivors > config.cohort.size > 0:
+    raise ValueError(
+        f'secure.min_survivors={secure.min_survivors} with cohort.size='
+        f'{config.cohort.size}: no round would have so many; lower it.')
+  if config.cohort.size == 1:
+    raise ValueError(
+        f'cohort.size=1 with secure.level={secure.level}: the sum of one '
+        'client is its update; invite more.')
+  parallel = config.parallel
+  if secure.on_host and (
+      parallel.mode in ('shard_map', 'pmap') or parallel.num_devices > 1
+      or parallel.num_processes > 1):
+    raise ValueError(
+        f'secure.level={secure.level} with parallel.mode={parallel.mode}, '
+        f'parallel.num_devices={parallel.num_devices}: its sums are taken on '
+        'the host, from a single device; use parallel.mode=single, or '
+        'secure.level=ideal, which has the same sums.')
+  if secure.rows == 'chosen' and not privacy.head_items:
+    raise ValueError(
+        'secure.rows=chosen with privacy.head_items=0: these are the rows that '
+        'travel; give --privacy.head_items.')
+  if secure.rows == 'union' and privacy.head_items:
+    raise ValueError(
+        f'secure.rows=union with privacy.head_items={privacy.head_items}: the '
+        'rows that travel are chosen already; use secure.rows=chosen.')
+  if secure.noise != 'none':
+    _check_noise(secure, privacy)
+
+
+def _check_noise(secure: SecureConfig, privacy: Any) -> None:
+  if not privacy.enabled:
+    raise ValueError(
+        f'secure.noise={secure.noise} without a budget: it adds as much as '
+        'privacy.noise_multiplier or privacy.epsilon says; give one.')
+  for field, wanted in (
+      ('mechanism', 'gaussian'), ('clipping', 'fixed'),
+      ('deployment_cohort', 0), ('release_counts', False),
+      ('head_source', 'public')):
+    value = getattr(privacy, field)
+    if value != wanted:
+      raise ValueError(
+          f'privacy.{field}={value} with secure.noise={secure.noise}: the '
+          'clients add the noise, independent in every round, and nobody adds '
+          f'another; use privacy.{field}={wanted}.')

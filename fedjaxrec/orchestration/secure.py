@@ -1,0 +1,332 @@
+"""The secure sums of a run: built from its config, told in its summary."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjaxrec.aggregation import exposure, ranges, row_union
+from fedjaxrec.aggregation.ring import Ring
+from fedjaxrec.aggregation.row_union import RowLayout
+from fedjaxrec.blocks import make_block_work
+from fedjaxrec.communication.secure import secure_bytes
+from fedjaxrec.config import Config
+from fedjaxrec.data.interactions import Interactions
+from fedjaxrec.data.splits import Split
+from fedjaxrec.orchestration.secure_sums import (
+  SecureSums,
+  choose_for,
+  make_sum_on_host,
+)
+from fedjaxrec.participation.samplers import build_sampler
+from fedjaxrec.privacy import distributed
+from fedjaxrec.privacy.plan import default_delta
+from fedjaxrec.protection import make_run_ring, noise_share
+from fedjaxrec.simulation import Simulation, message_shapes, message_size
+from fedjaxrec.uplink import PLAIN
+
+# A share of noise is this many standard deviations from zero once in 1e22.
+_SHARE_REACH = 10
+# Rounds whose union is drawn again, where nothing counted it in the run.
+_UNION_ROUNDS = 5
+_FIDELITY = (
+    'no trusted server at the levels with cryptography; noise from a seeded '
+    'generator, known to the operator of the simulation: the figures hold for '
+    'ideal noise, for clients that keep their share to themselves, and for the '
+    'fewest survivors whose sum is opened')
+
+
+class SecureRun(NamedTuple):
+  """What a config's secure sums come to, before anything compiles.
+
+  Attributes:
+    config: The run's; with secure.noise, the noise in place of the budget.
+    open_rows: bool [num_items]: the only rows that travel; None: all.
+    sums: Who sums on the host; None where the compiled round does.
+    privacy: The section `privacy` of summary.json, with secure.noise.
+  """
+  config: Config
+  open_rows: np.ndarray | None
+  sums: SecureSums | None
+  privacy: dict[str, Any] | None
+
+
+def prepare(
+    config: Config, train: Interactions, num_items: int,
+    open_rows: np.ndarray | None = None
+) -> SecureRun | None:
+  """Builds what secure sums need; None for a run without.
+
+  Args:
+    config: The run's, with what central privacy made of it.
+    train: Training interactions.
+    num_items: Items in the catalogue.
+    open_rows: bool [num_items]: the rows that central privacy has chosen.
+
+  Raises:
+    ValueError: For what could not run, or keep its budget.
+  """
+  if not config.secure.is_on:
+    return None
+  privacy = None
+  if config.privacy.head_items and open_rows is None:
+    # Popularity that is declared to be public.
+    order = np.argsort(
+        -np.bincount(train.items, minlength=num_items), kind='stable')
+    open_rows = np.zeros(num_items, bool)
+    open_rows[order[:config.privacy.head_items]] = True
+  if config.secure.noise != 'none':
+    config, privacy = calibrate_noise(
+        config, train.counts, num_items, open_rows)
+  return SecureRun(
+      config, open_rows, open_sums(config, train.counts, num_items, open_rows),
+      privacy)
+
+
+def expected_cohort(config: Config, num_examples: np.ndarray) -> int:
+  """Clients expected in a round."""
+  return config.cohort.size or int((num_examples > 0).sum())
+
+
+def make_layout(config: Config, num_items: int) -> RowLayout:
+  """Where the rows stand in a client's message."""
+  table, shared = message_shapes(config, num_items)
+  return RowLayout(
+      num_items,
+      tuple(x.size // num_items for x in jax.tree.leaves(table)),
+      sum(x.size for x in jax.tree.leaves(shared)))
+
+
+def open_ring(
+    config: Config, num_examples: np.ndarray, num_items: int,
+    open_rows: np.ndarray | None = None
+) -> Ring:
+  """The ring that the compiled rounds of a run use."""
+  _, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
+  return make_run_ring(
+      config, expected_cohort(config, num_examples), max_cohort,
+      message_size(config, num_items, open_rows))
+
+
+def open_sums(
+    config: Config, num_examples: np.ndarray, num_items: int,
+    open_rows: np.ndarray | None = None
+) -> SecureSums | None:
+  """Builds the sums that are taken on the host; None where none are.
+
+  Args:
+    config: The run's, its noise calibrated.
+    num_examples: int [num_clients]: training interactions.
+    num_items: Items in the catalogue.
+    open_rows: bool [num_items]: the only rows that travel.
+
+  Raises:
+    ValueError: See `make_sum_on_host`.
+  """
+  if not config.secure.on_host:
+    return None
+  ring = open_ring(config, num_examples, num_items, open_rows)
+  cohort = expected_cohort(config, num_examples)
+  share = noise_share(config, ring, cohort)
+  l2_bound = None
+  if config.secure.norm_check:
+    clip_norm = config.secure.l2_clip_norm or config.privacy.l2_clip_norm or 1.0
+    # The longest that rounding can make it, and one for the proof's own floor.
+    l2_bound = 1 + ranges.rounded_l2_bound(
+        1.001 * clip_norm * ring.scale,
+        message_size(config, num_items, open_rows), 0)
+  return make_sum_on_host(
+      config, ring.bits, ring.levels + _SHARE_REACH * share, cohort,
+      make_layout(config, num_items), open_rows, l2_bound)
+
+
+def calibrate_noise(
+    config: Config, num_examples: np.ndarray, num_items: int,
+    open_rows: np.ndarray | None = None
+) -> tuple[Config, dict[str, Any]]:
+  """Settles the noise that the clients add, and what it hides.
+
+  The server invites the clients and so knows who takes part: drawing a cohort
+  hides nobody from it. Each client is in as many sums as the sampler invites it
+  to, and its loss is that of so many, the busiest client's.
+
+  Formal guarantee: (epsilon, delta)-differential privacy of one client's data,
+  for one client more or less, against the server and everybody who sees the
+  sums, none of whom hold the noise of the fewest survivors; for ideal noise.
+
+  Args:
+    config: With secure.noise, and in its section privacy an epsilon or a noise
+      multiplier.
+    num_examples: int [num_clients].
+    num_items: Items in the catalogue.
+    open_rows: bool [num_items]: the only rows that travel.
+
+  Returns:
+    The config with a noise multiplier in place of epsilon, and the section
+    `privacy` of summary.json.
+
+  Raises:
+    ValueError: For a budget that the ring cannot keep.
+  """
+  privacy, secure = config.privacy, config.secure
+  sampler, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
+  cohort = expected_cohort(config, num_examples)
+  times: collections.Counter[int] = collections.Counter()
+  for r in range(config.rounds):
+    times.update(int(c) for c in sampler(r))
+  busiest = max(times.values(), default=1)
+  num_clients = int((num_examples > 0).sum())
+  delta = privacy.delta or default_delta(num_clients)
+  clip_norm = privacy.l2_clip_norm or math.hypot(
+      privacy.item_clip_norm, privacy.shared_clip_norm)
+  noise = distributed.DistributedNoise(
+      mechanism=secure.noise, noise_multiplier=privacy.noise_multiplier or 1.0,
+      l2_clip_norm=clip_norm, scale=1e6,
+      dimension=message_size(config, num_items, open_rows),
+      min_survivors=secure.survivor_threshold(cohort))
+  spent = dict(sampling_prob=1.0, rounds=busiest, delta=delta)
+  if privacy.epsilon:
+    found = distributed.calibrate_distributed(
+        noise, privacy.epsilon, bits=secure.bits or 16, max_cohort=max_cohort,
+        **spent)
+    config = dataclasses.replace(config, privacy=dataclasses.replace(
+        privacy, epsilon=0.0, noise_multiplier=found.noise_multiplier))
+  ring = open_ring(config, num_examples, num_items, open_rows)
+  found = dataclasses.replace(
+      noise, noise_multiplier=config.privacy.noise_multiplier, scale=ring.scale)
+  return config, {
+      'unit': 'client', 'neighboring': 'add_or_remove_one',
+      'epsilon': distributed.distributed_epsilon(found, **spent),
+      'delta': delta, 'noise_multiplier': found.noise_multiplier,
+      'l2_clip_norm': clip_norm, 'sampling_prob': 1.0, 'accountant': 'rdp',
+      'fidelity': _FIDELITY, 'mechanism': secure.noise,
+      'epsilon_budget': privacy.epsilon or None, 'rounds': config.rounds,
+      'sums_of_the_busiest_client': busiest, 'num_clients': num_clients,
+      'cohort': cohort, 'min_survivors': found.min_survivors,
+      'share_stddev_integers': found.share_stddev,
+      'l2_sensitivity_integers': found.l2_sensitivity,
+      'head_items': privacy.head_items,
+  }
+
+
+def draw_unions(
+    simulation: Simulation, num_clients: int, num_items: int, rounds: int
+) -> list[int]:
+  """Rows that cohorts touch together, of a few rounds spread over the run.
+
+  Draws those rounds' examples again, as the clients did; trains nobody.
+  """
+  begin = make_block_work(
+      simulation.algorithm, num_clients, num_items,
+      simulation.placement.num_devices, 'device', PLAIN)
+  server = simulation.algorithm.init_server(jax.random.key(0))
+
+  def touched(data, plan, round_index):
+    local_index, num_blocks = plan
+    read_block, _ = begin(
+        server._replace(round_index=round_index), data, simulation.key)
+    found = jnp.zeros(num_items, bool)
+    for index, capacity in enumerate(simulation.capacities):
+      found = jax.lax.fori_loop(
+          0, num_blocks[index],
+          lambda b, found, index=index, capacity=capacity: found.at[
+              read_block(capacity, local_index[index][b])[2].rows.reshape(-1)
+          ].set(True, mode='drop'), found)
+    return found
+
+  run = jax.jit(jax.vmap(
+      touched, in_axes=(0, 0, None), axis_name='device'))
+  sizes = []
+  for r in np.unique(np.linspace(0, rounds - 1, _UNION_ROUNDS).astype(int)):
+    data, plan = simulation.plan(int(r), 1)
+    found = run(data, jax.tree.map(lambda x: x[:, 0], tuple(plan)), r)
+    sizes.append(int(np.asarray(found).any(axis=0).sum()))
+  return sizes
+
+
+def describe(
+    run: SecureRun, split: Split, simulation: Simulation,
+    lines: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+  """The section `secure` of summary.json.
+
+  Args:
+    run: Its secure sums; what they measured on the host is of this process
+      alone, so of the rounds since the last resume.
+    split: Its data.
+    simulation: Its compiled rounds.
+    lines: Of metrics.jsonl, of the whole run.
+  """
+  config, open_rows, sums, _ = run
+  secure, num_items = config.secure, split.num_items
+  num_examples = split.train.counts
+  ring = open_ring(config, num_examples, num_items, open_rows)
+  layout = make_layout(config, num_items)
+  cohort = expected_cohort(config, num_examples)
+  unions: list[int] = []
+  if secure.rows == 'union' and simulation.placement.num_processes == 1:
+    unions = sums.union_sizes if sums is not None else draw_unions(
+        simulation, len(num_examples), num_items, config.rounds)
+  travelling = num_items if open_rows is None else int(np.sum(open_rows))
+  if unions:
+    travelling = round(sum(
+        row_union.padded_size(n, num_items) for n in unions) / len(unions))
+  payload = secure_bytes(
+      num_items, sum(layout.row_sizes), layout.shared_size, ring.bits,
+      secure.rows, travelling)
+  reported = [line['reported'] for line in lines]
+  rejected = collections.Counter(
+      not_finite_or_too_long=sum(line['rejected'] for line in lines))
+  section = {
+      'level': secure.level, 'bits': ring.bits, 'scale': ring.scale,
+      'levels': ring.levels, 'entry_bound': secure.entry_bound or None,
+      'dimension': layout.dimension, 'rows': secure.rows,
+      'rows_travelling': payload.rows,
+      'union_rows': sum(unions) / len(unions) if unions else None,
+      'noise': secure.noise, 'num_neighbors': None, 'threshold': None,
+      'min_survivors': secure.survivor_threshold(cohort),
+      'survivors': sum(reported) / max(1, sum(n > 0 for n in reported)),
+      'aborted_rounds': sum(n == 0 for n in reported), 'aborts': {},
+      'uplink_payload_bytes_per_client': payload.up,
+      'downlink_payload_bytes_per_client': payload.down,
+      'bytes': 'payload alone: nothing is encrypted',
+      'measured_rounds': 0, 'exact': True, 'client_s': 0.0, 'server_s': 0.0,
+      'trusted': exposure.LEVELS[secure.level],
+      'server_learns': exposure.what_the_server_learns(
+          secure.level, secure.rows),
+  }
+  up, down = float(payload.up), float(payload.down)
+  if sums is not None:
+    rejected += sums.rejected
+    if secure.level in ('masked', 'protocol'):
+      k, t = choose_for(secure, cohort)
+      section |= {'num_neighbors': k, 'threshold': (
+          t if secure.level == 'protocol' else None)}
+    section |= sums.describe()
+    if sums.participations:
+      # A round that was aborted is not in the count of its bytes.
+      up = sum(sums.uplink_bytes.values()) / sums.participations
+      down += sum(sums.downlink_bytes.values()) / sums.participations
+  return section | {
+      'rejected': {k: v for k, v in rejected.items() if v},
+      'uplink_bytes_per_client': up, 'downlink_bytes_per_client': down}
+
+
+def count_upload(
+    traffic: dict[str, float], secure: Mapping[str, Any] | None
+) -> dict[str, float]:
+  """The byte counts of a run, with what secure sums move in place of rows."""
+  if secure is None:
+    return traffic
+  before = (traffic['uplink_bytes_per_client']
+            + traffic['downlink_bytes_per_client'])
+  up, down = (secure[f'{way}_bytes_per_client'] for way in ('uplink', 'downlink'))
+  return traffic | {
+      'uplink_bytes_per_client': up, 'downlink_bytes_per_client': down,
+      'sparse_uplink_bytes_per_client': traffic['uplink_bytes_per_client'],
+      'total_bytes': traffic['total_bytes'] / before * (up + down)}

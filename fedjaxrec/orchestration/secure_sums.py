@@ -1,0 +1,329 @@
+"""Sums the messages of a run's rounds by a protocol, and keeps the account.
+
+For the secure levels whose sums are taken on the host. Keys and masks come
+from the operating system; who falls silent is part of the simulation, drawn
+from the run's seed, so that a run repeats.
+"""
+
+import collections
+import contextlib
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjaxrec.aggregation import protocol, row_union
+from fedjaxrec.aggregation.graph import choose_graph, failure_bits
+from fedjaxrec.aggregation.identity import Identity, Registry, create_identity
+from fedjaxrec.aggregation.messages import STAGES, Reason, Stage
+from fedjaxrec.aggregation.parameters import RoundParameters
+from fedjaxrec.aggregation.protocol_server import RoundAborted
+from fedjaxrec.aggregation.row_union import RowLayout
+from fedjaxrec.config import Config
+from fedjaxrec.config.secure import SecureConfig
+from fedjaxrec.hosted_rounds import HostSum
+
+# Keeps the draws of who falls silent apart from the seed's other uses.
+_DROPOUT_STREAM = 0xD209
+# Clients that may work with the server, which the graph is chosen for.
+CORRUPT = 0.25
+# Stages at which silence keeps a client's vector out of the sum.
+_BEFORE_UPLOAD = Stage.MASKED_INPUT
+# CKKS sums stay below this; see `homomorphic.MAX_SUM`.
+_HE_ROOM = 2.0**12
+
+
+class _Outcome(NamedTuple):
+  """One secure sum, of any level."""
+  total: np.ndarray
+  survivors: tuple[int, ...]
+
+
+class SecureSums:
+  """Sums a round's messages; a `SumOnHost` with an account.
+
+  Attributes:
+    rounds: Rounds that were summed or aborted in this process.
+    aborts: Reason -> rounds without a sum.
+    rejected: Reason -> clients that were refused, or whose messages were.
+    survivors: Clients in the sums, over all rounds.
+    participations: Clients that were asked, over all rounds.
+    uplink_bytes, downlink_bytes: Stage -> bytes of all clients and rounds.
+    between_bytes: Bytes between servers.
+    client_s, server_s: Processor seconds of all clients and of the servers.
+    union_sizes: Rows of the union in each round, where it is asked for.
+    inexact_rounds: Rounds whose decrypted sum did not round to the integers.
+  """
+
+  def __init__(self, config: Config, bits: int, max_message: float,
+               cohort: int, layout: RowLayout,
+               open_rows: np.ndarray | None = None,
+               l2_bound: float | None = None):
+    """See `make_sum_on_host`."""
+    self._secure: SecureConfig = config.secure
+    self._seed, self._bits = config.seed, bits
+    self._max_message, self._l2_bound = max_message, l2_bound
+    self._layout = layout
+    self._open_rows = None if open_rows is None else np.flatnonzero(open_rows)
+    self.threshold = config.secure.survivor_threshold(cohort)
+    self._registry = Registry()
+    self._identities: dict[int, Identity] = {}
+    self.rounds = self.survivors = self.participations = 0
+    self.aborts: collections.Counter[str] = collections.Counter()
+    self.rejected: collections.Counter[str] = collections.Counter()
+    self.uplink_bytes: collections.Counter[str] = collections.Counter()
+    self.downlink_bytes: collections.Counter[str] = collections.Counter()
+    self.between_bytes = self.inexact_rounds = 0
+    self.client_s = self.server_s = 0.0
+    self.union_sizes: list[int] = []
+    self.key_holder = ''
+
+  def __call__(
+      self, messages: dict[int, np.ndarray], round_index: int
+  ) -> HostSum:
+    """Sums what survives; zeros and nobody where the round is aborted."""
+    self.rounds += 1
+    self.participations += len(messages)
+    nothing = HostSum(np.zeros(self._layout.dimension, np.uint32), 0)
+    fewest = max(self.threshold, 3 if self._uses_graph else 2)
+    if len(messages) < fewest:
+      self.aborts['too_few_invited'] += 1
+      return nothing
+    silent = draw_dropouts(
+        sorted(messages), self._secure.dropout, self._seed, round_index)
+    try:
+      total, survivors = self._sum_rows(messages, round_index, silent)
+    except RoundAborted as error:
+      self.aborts[error.reason.value] += 1
+      self.rejected.update(r.value for r in error.rejected.values())
+      return nothing
+    self.survivors += len(survivors)
+    return HostSum(total, len(survivors))
+
+  @property
+  def _uses_graph(self) -> bool:
+    return self._secure.level in ('masked', 'protocol')
+
+  def describe(self) -> dict[str, Any]:
+    """What it measured, for the section `secure` of summary.json."""
+    asked = max(1, self.participations)
+    words = {'bytes': 'measured, of all messages of the rounds with a sum',
+             'measured_rounds': self.rounds, 'aborts': dict(self.aborts),
+             'exact': not self.inexact_rounds,
+             'client_s': self.client_s, 'server_s': self.server_s,
+             'uplink_bytes_by_stage': {
+                 stage: n / asked for stage, n in self.uplink_bytes.items()},
+             'downlink_bytes_by_stage': {
+                 stage: n / asked for stage, n in self.downlink_bytes.items()}}
+    if self.between_bytes:
+      words['between_servers_bytes'] = self.between_bytes
+    if self.key_holder:
+      words['trusted'] = self.key_holder
+    return words
+
+  def _sum_rows(self, messages, round_index, silent) -> _Outcome:
+    """Sums whole messages, or those of their rows that travel."""
+    layout, rows = self._layout, self._open_rows
+    if self._secure.rows == 'union':
+      before, silent = split_dropouts(silent)
+      union = self._sum({
+          client: row_union.random_multiples(
+              row_union.touched(vector, layout))
+          for client, vector in messages.items()},
+          row_union.UNION_BITS, 2 * round_index, before)
+      found = union.total != 0
+      self.union_sizes.append(int(found.sum()))
+      rows = row_union.padded_rows(found)
+      messages = {client: messages[client] for client in union.survivors}
+    if rows is not None:
+      messages = {client: row_union.restrict(vector, rows, layout)
+                  for client, vector in messages.items()}
+    total, survivors = self._sum(
+        messages, self._bits, 2 * round_index + 1, silent)
+    return _Outcome(total if rows is None else row_union.expand(
+        total, rows, layout), survivors)
+
+  def _sum(
+      self, vectors: Mapping[int, np.ndarray], bits: int, number: int,
+      silent: dict[int, Stage]
+  ) -> _Outcome:
+    """One secure sum at the run's level, into the account."""
+    secure = self._secure
+    gone = {c for c, stage in silent.items() if stage <= _BEFORE_UPLOAD}
+    if secure.level in ('shares', 'he') and (
+        len(vectors) - len(gone & vectors.keys()) < self.threshold):
+      raise _too_few(len(vectors) - len(gone), self.threshold)
+    if secure.level == 'masked':
+      graph = choose_for(secure, len(vectors))
+      result = protocol.run_masked_sum(
+          vectors, bits=bits, num_neighbors=graph[0],
+          min_survivors=self.threshold, round_index=number, dropouts=gone)
+    elif secure.level == 'protocol':
+      result = self._run_protocol(vectors, bits, number, silent)
+    elif secure.level == 'shares':
+      from fedjaxrec.aggregation.secret_shares import run_shared_sum
+      result = run_shared_sum(
+          vectors, bits=bits, num_servers=secure.num_servers,
+          l2_bound=None if bits != self._bits else self._l2_bound,
+          dropouts=gone & vectors.keys(), min_survivors=self.threshold)
+      self.between_bytes += result.between_bytes
+    else:
+      result = self._run_homomorphic(vectors, bits)
+    for account, traffic in ((self.uplink_bytes, result.uplink_bytes),
+                             (self.downlink_bytes, result.downlink_bytes)):
+      for stage, by_client in traffic.items():
+        account[stage] += sum(by_client.values())
+    self.client_s += result.client_s
+    self.server_s += result.server_s
+    self.rejected.update(str(reason) for reason in result.rejected.values())
+    return _Outcome(result.sum, tuple(result.survivors))
+
+  def _run_protocol(self, vectors, bits, number, silent):
+    for client in vectors.keys() - self._identities.keys():
+      identity = self._identities[client] = create_identity(client)
+      self._registry.enrol(client, identity.public_key)
+    k, t = choose_for(self._secure, len(vectors))
+    dropouts: dict[str, list[int]] = {label: [] for label in STAGES}
+    for client, stage in silent.items():
+      dropouts[stage.label].append(client)
+    return protocol.run_secure_sum(
+        vectors, bits=bits, num_neighbors=k, threshold=t,
+        min_survivors=self.threshold, registry=self._registry,
+        identities=self._identities, round_index=number, dropouts=dropouts,
+        transport=self._secure.transport)
+
+  def _run_homomorphic(self, vectors, bits):
+    """Encrypts the signed integers, scaled to fit, and rounds the sum back."""
+    from fedjaxrec.aggregation.homomorphic import run_homomorphic_sum
+    # A power of two, so that scaling loses nothing.
+    room = _HE_ROOM / len(vectors)
+    unit = 2.0 ** np.floor(np.log2(room / self._max_message))
+    result = run_homomorphic_sum(
+        {client: to_signed(vector, bits) * unit
+         for client, vector in vectors.items()},
+        min_survivors=self.threshold)
+    self.key_holder = result.who_can_decrypt
+    whole = np.rint(result.sum.astype(np.float64) / unit).astype(np.int64)
+    total = (whole & (2**bits - 1)).astype(np.uint32)
+    # The simulator may look, which no party could.
+    plain = np.zeros_like(total)
+    for client in result.survivors:
+      plain += vectors[client]
+    self.inexact_rounds += not np.array_equal(
+        total, plain & np.uint32(2**bits - 1))
+    return result._replace(sum=total)
+
+
+def make_sum_on_host(
+    config: Config, bits: int, max_message: float, cohort: int,
+    layout: RowLayout, open_rows: np.ndarray | None = None,
+    l2_bound: float | None = None,
+) -> SecureSums:
+  """Builds the sums of a run, or refuses what could not run.
+
+  Keys are made when a client is first invited and enrolled on the spot; a run
+  that is continued in another process makes new ones. In a round the protocol
+  uses two of its round numbers: for the union of rows and for the values.
+
+  Formal guarantee: that of the level (SECURITY.md), for the clients' messages
+  as the compiled round made them. Aborted rounds leave zeros and nobody.
+
+  Args:
+    config: The run's; secure.level is one of masked, protocol, shares, he.
+    bits: Of the ring of the values.
+    max_message: Largest size of a client's signed integers, noise included.
+    cohort: Clients expected in a round.
+    layout: Where the rows stand in a message.
+    open_rows: bool [num_items]: the only rows that travel, with
+      secure.rows=chosen.
+    l2_bound: Largest norm of a client's integers, for secure.norm_check.
+
+  Raises:
+    ValueError: For a graph, a threshold or a library that is not to be had.
+  """
+  secure = config.secure
+  if secure.level in ('masked', 'protocol'):
+    k, t = choose_for(secure, cohort)
+    fewest = secure.survivor_threshold(cohort)
+    # Refuses by the protocol's own rules.
+    RoundParameters(
+        cohort=tuple(range(cohort)), round_index=0, bits=bits,
+        dimension=layout.dimension, num_neighbors=k, threshold=t,
+        min_survivors=fewest, registry_digest=b'')
+  if secure.level == 'he':
+    from fedjaxrec.aggregation.homomorphic import KeyHolder
+    KeyHolder()  # Refuses where the library is absent.
+  return SecureSums(
+      config, bits, max_message, cohort, layout, open_rows, l2_bound)
+
+
+def draw_dropouts(
+    cohort: list[int], dropout: float, seed: int, round_index: int
+) -> dict[int, Stage]:
+  """Who falls silent, and at which stage; the first stage is never skipped.
+
+  Args:
+    cohort: Client ids, increasing.
+    dropout: Probability at each of the stages after the first.
+    seed: The run's.
+    round_index: The round.
+  """
+  if not dropout:
+    return {}
+  generator = np.random.default_rng([seed, _DROPOUT_STREAM, round_index])
+  falls = generator.random((len(cohort), len(STAGES) - 1)) < dropout
+  return {client: Stage(1 + int(row.argmax()))
+          for client, row in zip(cohort, falls) if row.any()}
+
+
+def split_dropouts(
+    silent: dict[int, Stage]
+) -> tuple[dict[int, Stage], dict[int, Stage]]:
+  """Who is gone before the union is found, and who only leaves later."""
+  before = {c: s for c, s in silent.items() if s <= _BEFORE_UPLOAD}
+  return before, {c: s for c, s in silent.items() if c not in before}
+
+
+@functools.lru_cache(maxsize=64)
+def choose_for(secure: SecureConfig, cohort: int) -> tuple[int, int]:
+  """The graph's degree and the threshold for a cohort.
+
+  As asked for, or the smallest that hides a client, but for a chance of 2^-40,
+  from a server that follows the protocol and a quarter of the clients, and that
+  the dropouts of all stages together do not stop.
+
+  Raises:
+    ValueError: If no graph does.
+  """
+  gone = 1 - (1 - secure.dropout) ** (len(STAGES) - 1)
+  complete = cohort - 1
+  if not secure.num_neighbors:
+    # With room for a round in which more leave than on average, if there is.
+    spread = 2 * (gone * (1 - gone) / cohort) ** 0.5
+    found = None
+    with contextlib.suppress(ValueError):
+      found = choose_graph(
+          cohort, CORRUPT, gone + spread, correctness_bits=20,
+          active_server=False)
+    found = found or choose_graph(
+        cohort, CORRUPT, gone, correctness_bits=20, active_server=False)
+    return found.num_neighbors, found.threshold
+  k = secure.num_neighbors
+  degree = min(k, complete)
+  if secure.threshold:
+    return k, min(secure.threshold, degree)
+  return k, max(range(degree // 2 + 1, degree + 1), key=lambda t: min(
+      failure_bits(cohort, k, t, CORRUPT, gone, active_server=False)))
+
+
+def to_signed(vector: np.ndarray, bits: int) -> np.ndarray:
+  """Ring elements as integers around zero: int64 [d]."""
+  signed = vector.astype(np.int64)
+  return np.where(signed >> (bits - 1), signed - 2**bits, signed)
+
+
+def _too_few(survivors: int, threshold: int) -> RoundAborted:
+  return RoundAborted(
+      Reason.TOO_FEW_SURVIVORS, Stage.MASKED_INPUT, {},
+      f'survivors={survivors} are below min_survivors={threshold}')
