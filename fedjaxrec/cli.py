@@ -21,6 +21,7 @@ from absl import flags
 import fedjaxrec
 from fedjaxrec import config as config_lib
 from fedjaxrec import sweep_cli
+from fedjaxrec.config.sections import SECTIONS, UNFOLDED
 from fedjaxrec.flags import (
   define_bool,
   define_flags,
@@ -28,33 +29,6 @@ from fedjaxrec.flags import (
   read_config,
 )
 
-SECTIONS = {
-  '': 'The run',
-  'data': 'Data: which interactions, and where they come from',
-  'synthetic': 'The made-up population of --data.source=synthetic',
-  'split': 'Training, validation and test sets',
-  'model': 'The recommender',
-  'algorithm': 'The federated algorithm',
-  'ials': 'Alternating least squares: --algorithm.name=ials and dpals',
-  'dpals': 'What private alternating least squares adds',
-  'fcf': 'Federated collaborative filtering: --algorithm.name=fcf',
-  'personalization': 'What clients keep beside the model',
-  'pfedrec': 'PFedRec: --algorithm.name=pfedrec',
-  'objective': 'What a client minimises',
-  'client': 'Training on the device, within one round',
-  'server': "The server's step",
-  'cohort': 'Who trains in a round',
-  'compression': 'How an upload is made smaller',
-  'privacy': 'Central differential privacy: the budget, and how it is kept',
-  'secure': 'How updates are summed unseen',
-  'evaluation': 'What the recommendations are worth',
-  'checkpoint': 'What survives an interruption',
-  'engine': 'Performance only: results do not depend on these',
-  'parallel': 'Which devices and hosts share the work',
-}
-# What the short help lists; of the other sections it gives the names.
-_UNFOLDED = {'', 'data', 'split', 'model', 'algorithm', 'objective', 'client',
-             'server', 'cohort', 'evaluation', 'engine', 'sweep'}
 _HELP_FLAGS = {'-h': False, '--help': False, '-help': False,
                '--helpshort': False, '-helpshort': False,
                '--helpfull': True, '-helpfull': True}
@@ -332,7 +306,7 @@ def _command_help(
   titles = {section: SECTIONS.get(section, sweep_cli.TITLE)
             for section in command.sections}
   folded = [] if full or asked else [
-      section for section in titles if section not in _UNFOLDED]
+      section for section in titles if section not in UNFOLDED]
   shown = {section: title for section, title in titles.items()
            if section not in folded and (not asked or section in asked)}
   values = _flag_values(name)

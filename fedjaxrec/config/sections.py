@@ -1,0 +1,35 @@
+"""What the help says about each section of the config, in its order."""
+
+SECTIONS = {
+  '': 'The run',
+  'data': 'Data: which interactions, and where they come from',
+  'synthetic': 'The made-up population of --data.source=synthetic',
+  'split': 'Training, validation and test sets',
+  'model': 'The recommender',
+  'algorithm': 'The federated algorithm',
+  'ials': 'Alternating least squares: --algorithm.name=ials and dpals',
+  'dpals': 'What private alternating least squares adds',
+  'fcf': 'Federated collaborative filtering: --algorithm.name=fcf',
+  'personalization': 'What clients keep beside the model',
+  'pfedrec': 'PFedRec: --algorithm.name=pfedrec',
+  'gpfedrec': 'GPFedRec: --algorithm.name=gpfedrec',
+  'fedrap': 'FedRAP: --algorithm.name=fedrap',
+  'fedrecon': 'FedRecon: --algorithm.name=fedrecon',
+  'ditto': 'Ditto: --algorithm.name=ditto',
+  'fedrep': 'FedRep: --algorithm.name=fedrep',
+  'apfl': 'APFL: --algorithm.name=apfl',
+  'objective': 'What a client minimises',
+  'client': 'Training on the device, within one round',
+  'server': "The server's step",
+  'cohort': 'Who trains in a round',
+  'compression': 'How an upload is made smaller',
+  'privacy': 'Central differential privacy: the budget, and how it is kept',
+  'secure': 'How updates are summed unseen',
+  'evaluation': 'What the recommendations are worth',
+  'checkpoint': 'What survives an interruption',
+  'engine': 'Performance only: results do not depend on these',
+  'parallel': 'Which devices and hosts share the work',
+}
+# What the short help lists; of the other sections it gives the names.
+UNFOLDED = {'', 'data', 'split', 'model', 'algorithm', 'objective', 'client',
+             'server', 'cohort', 'evaluation', 'engine', 'sweep'}
