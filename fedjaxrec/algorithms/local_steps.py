@@ -1,0 +1,219 @@
+"""Local training by steps that an algorithm writes for one client's batch.
+
+For methods that move parts of the model one after the other, or two models side
+by side. Steps are plain gradient descent, so what is not in a batch stands
+still, and a step costs its batch alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjaxrec.config import Config
+from fedjaxrec.examples import Examples
+from fedjaxrec.local_training import (
+    Contribution,
+    View,
+    is_off,
+    most,
+    num_steps,
+)
+from fedjaxrec.objectives import Objective
+
+PyTree = Any
+
+
+class Batch(NamedTuple):
+  """What a step reads and does not change, of one client.
+
+  Attributes:
+    rows: Leaves [batch, 1 + num_negatives, ...].
+    whole: Leaves of any shape.
+    labels: float32 [batch].
+    used: bool [batch, 1 + num_negatives].
+    scale: float32 []: the round's factor on the learning rates.
+  """
+  rows: PyTree
+  whole: PyTree
+  labels: jax.Array
+  used: jax.Array
+  scale: jax.Array
+
+
+class Trained(NamedTuple):
+  """Where a block of clients got to.
+
+  Attributes:
+    rows: Slots' values, leaves [B, capacity, 1 + num_negatives, ...].
+    whole: The other values, leaves [B, ...].
+    loss_sum: float32 [B].
+    loss_count: float32 [B].
+    num_examples: int32 [B]: used slots over the steps taken.
+  """
+  rows: PyTree
+  whole: PyTree
+  loss_sum: jax.Array
+  loss_count: jax.Array
+  num_examples: jax.Array
+
+
+def make_local_steps(
+    step: Callable, *, batch_size: int, epochs: int = 1, steps: int = 0
+) -> Callable[..., Trained]:
+  """Builds run(rows, whole, examples, num_examples, scale, fixed, fixed_whole).
+
+  Args:
+    step: (rows, whole, Batch) -> (rows, whole, loss sum, terms in it), of one
+      client: leaves of rows are [batch, 1 + num_negatives, ...]. Slots that are
+      not used keep their values, whatever it returns.
+    batch_size: Interactions in a batch.
+    epochs: Passes over the interactions.
+    steps: Steps; 0: as many as the epochs need.
+
+  Returns:
+    run. rows and fixed are leaves [B, capacity, 1 + num_negatives, ...]; whole
+    and fixed_whole [B, ...]; examples and num_examples as in
+    `make_local_training`; the fixed ones are read and not changed. A client
+    without examples does not move.
+  """
+  step_block = jax.vmap(step, in_axes=(0, 0, Batch(0, 0, 0, 0, None)))
+
+  def run(
+      rows: PyTree, whole: PyTree, examples: Examples,
+      num_examples: jax.Array, scale: jax.Array, fixed: PyTree = (),
+      fixed_whole: PyTree = ()
+  ) -> Trained:
+    block, capacity = examples.labels.shape
+    size = min(batch_size, capacity)
+    missing = -capacity % size
+
+    def pad(tree):
+      if not missing:
+        return tree
+      return jax.tree.map(
+          lambda x: jnp.pad(
+              x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)), tree)
+
+    slots, fixed, labels, used_slots = pad(
+        (rows, fixed, examples.labels, examples.used))
+    batches, total_steps = num_steps(num_examples, batch_size, epochs, steps)
+    passes = -(-total_steps // jnp.maximum(batches, 1))
+
+    def cut(tree, start):
+      return jax.tree.map(
+          lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), tree)
+
+    def one_step(index, batch, carry: Trained) -> Trained:
+      active = (batch < batches) & (index < total_steps)
+      start = batch * size
+      old = cut(carry.rows, start)
+      used = cut(used_slots, start) & active[:, None, None]
+      new, dense, loss_sum, count = step_block(
+          old, carry.whole, Batch(
+              cut(fixed, start), fixed_whole, cut(labels, start), used, scale))
+      new = jax.tree.map(
+          lambda n, o: jnp.where(
+              used.reshape(*used.shape, *[1] * (n.ndim - 3)), n, o), new, old)
+      dense = jax.tree.map(
+          lambda n, o: jnp.where(
+              active.reshape(-1, *[1] * (n.ndim - 1)), n, o),
+          dense, carry.whole)
+      return Trained(
+          jax.tree.map(
+              lambda x, part: jax.lax.dynamic_update_slice_in_dim(
+                  x, part, start, 1), carry.rows, new),
+          dense, carry.loss_sum + jnp.where(active, loss_sum, 0),
+          carry.loss_count + jnp.where(active, count, 0),
+          carry.num_examples + used.sum((1, 2), dtype=jnp.int32))
+
+    def epoch(e, carry):
+      return jax.lax.fori_loop(
+          0, most(batches),
+          lambda b, inner: one_step(e * batches + b, b, inner), carry)
+
+    zero = jnp.zeros(block)
+    trained = jax.lax.fori_loop(
+        0, most(passes), epoch,
+        Trained(slots, whole, zero, zero, jnp.zeros(block, jnp.int32)))
+    return trained._replace(rows=jax.tree.map(
+        lambda x: x[:, :capacity], trained.rows))
+
+  return run
+
+
+def make_batch_loss(
+    score: Callable[[PyTree, PyTree, PyTree], jax.Array], objective: Objective,
+    l2: float | jax.Array
+) -> Callable:
+  """Builds loss(personal, rows, shared, batch) -> (loss, (sum, terms)).
+
+  The loss of one client's batch is its mean loss + l2 (|personal|^2 +
+  |shared|^2 + mean over the batch |row|^2), as in `make_local_training`.
+  """
+  def square(tree):
+    return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree))
+
+  def loss(personal, rows, shared, batch: Batch):
+    flat = flatten_rows(rows)
+    scores = score(personal, flat, shared).reshape(batch.used.shape)
+    loss_sum, count = objective(scores, batch.labels, batch.used)
+    value = loss_sum / jnp.maximum(count, 1)
+    if not is_off(l2):
+      value += l2 * (square(personal) + square(shared)
+                     + square(rows) / num_used(batch))
+    return value, (loss_sum, count.astype(jnp.float32))
+
+  return loss
+
+
+def flatten_rows(rows: PyTree) -> PyTree:
+  """Leaves [batch, 1 + num_negatives, ...] as [rows, ...]."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+
+def num_used(batch: Batch) -> jax.Array:
+  """The batch's slots that hold an item, at least 1."""
+  return jnp.maximum(batch.used.sum(), 1)
+
+
+def descend(values: PyTree, gradient: PyTree, rate: jax.Array) -> PyTree:
+  """values - rate * gradient."""
+  return jax.tree.map(lambda x, g: x - rate * g, values, gradient)
+
+
+def contribution(
+    view: View, trained: Trained, rows: PyTree, shared: PyTree
+) -> Contribution:
+  """What a block uploads: deltas from what it downloaded, after - before.
+
+  Args:
+    view: What it downloaded.
+    trained: Its losses.
+    rows: The item rows that it ended with, as in View.item_rows.
+    shared: The shared parameters that it ended with.
+  """
+  return Contribution(
+      optax.tree.sub(rows, view.item_rows), optax.tree.sub(shared, view.shared),
+      trained.loss_sum, trained.loss_count, trained.num_examples)
+
+
+def require_sgd(config: Config) -> None:
+  """Refuses client settings that an algorithm of plain steps does not have.
+
+  Raises:
+    ValueError: For another optimizer than sgd, or a proximal term.
+  """
+  name, client = config.algorithm.name, config.client
+  if client.optimizer != 'sgd':
+    raise ValueError(
+        f'client.optimizer={client.optimizer} with algorithm.name={name}: its '
+        'clients take plain gradient steps; use client.optimizer=sgd, or '
+        'algorithm.name=fedavg.')
+  if not is_off(client.proximal_mu):
+    raise ValueError(
+        f'client.proximal_mu={client.proximal_mu} with algorithm.name={name}, '
+        'which has no proximal term of that kind; use 0, or '
+        'algorithm.name=fedavg.')

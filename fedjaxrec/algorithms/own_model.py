@@ -1,0 +1,72 @@
+"""A client's own copy of the model, where a method keeps one beside the global.
+
+Only rows that the client has ever touched are its own; for the others its model
+is the server's. Memory: one item table a client, whatever it touched.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjaxrec.models.recommender import Recommender
+from fedjaxrec.population import ByItem
+
+PyTree = Any
+
+
+class OwnModel(NamedTuple):
+  """What a client keeps of a model of its own.
+
+  Attributes:
+    layer: What the model marks as personal.
+    table: ByItem of (item rows, known: float32, 1 where a row is the client's).
+    shared: The rest; of no meaning before `trained`.
+    trained: float32 []: 1 once the client has trained.
+  """
+  layer: PyTree
+  table: ByItem
+  shared: PyTree
+  trained: jax.Array
+
+
+def init_own_model(
+    recommender: Recommender, num_items: int, key: jax.Array
+) -> OwnModel:
+  """A model of one client that knows no row yet, and so is the server's."""
+  shapes = jax.eval_shape(recommender.init_server, key)
+  table, shared = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+  return OwnModel(
+      recommender.init_personal(key), ByItem((table, jnp.zeros(num_items))),
+      shared, jnp.float32(0))
+
+
+def own_values(
+    own: OwnModel, item_rows: PyTree, shared: PyTree
+) -> tuple[PyTree, PyTree]:
+  """A client's (item rows, shared parameters), the server's where it has none.
+
+  Args:
+    own: One client's, or a block's with the leading axis [B].
+    item_rows: The server's, leaves [..., rows, ...] like own.table's.
+    shared: The server's.
+  """
+  mine, known = own.table.rows
+
+  def choose(flag, x, y):
+    return jnp.where(flag.reshape(*flag.shape, *[1] * (
+        x.ndim - flag.ndim)) > 0, x, y)
+
+  return (jax.tree.map(lambda x, y: choose(known, x, y), mine, item_rows),
+          jax.tree.map(lambda x, y: choose(own.trained, x, y), own.shared,
+                       shared))
+
+
+def keep_own(
+    layer: PyTree, item_rows: PyTree, shared: PyTree, used: jax.Array
+) -> OwnModel:
+  """A block's models after training; leaves of item_rows [*used.shape, ...]."""
+  return OwnModel(
+      layer, ByItem((item_rows, used.astype(jnp.float32))), shared,
+      jnp.ones(len(used)))

@@ -1,0 +1,153 @@
+"""Local training on a copy of the whole item table.
+
+For methods whose client keeps or uploads all rows, or whose negatives repeat: a
+slot is a place in the table here and holds no row of its own. It costs a table
+for each client of a block, and a pass over it for each client and round.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjaxrec.algorithms.local_steps import Batch, Trained
+from fedjaxrec.examples import draw_examples, nth_absent
+from fedjaxrec.local_training import most, num_steps
+from fedjaxrec.population import Client
+
+PyTree = Any
+
+
+class WholeExamples(NamedTuple):
+  """A client's interactions of one round, on a whole item table.
+
+  Attributes:
+    rows: int32 [num_items]: every item; num_items for a padding client.
+    slots: int32 [capacity, 1 + num_negatives]: items in training order;
+      num_items where a slot is unused.
+    labels: float32 [capacity].
+    used: bool, the shape of slots.
+  """
+  rows: jax.Array
+  slots: jax.Array
+  labels: jax.Array
+  used: jax.Array
+
+
+def draw_whole(
+    client: Client, key: jax.Array, num_items: int, num_negatives: int,
+    spared: jax.Array | None = None
+) -> WholeExamples:
+  """Draws as `draw_examples` does, or as the released PFedRec code does.
+
+  Args:
+    client: One client, without block axis.
+    key: Typed key of this client and round.
+    num_items: Items in the catalogue.
+    num_negatives: Negatives for each interaction.
+    spared: None: the sound draw. int32 [n], num_items for none: items that are
+      no negatives either, the leak of `leaky_negatives`; and negatives are then
+      independent draws, which repeat.
+  """
+  drawn = draw_examples(client, key, num_items, num_negatives)
+  slots = drawn.rows
+  if spared is not None:
+    present = jnp.sort(jnp.concatenate([client.items, spared]))
+    num_present = client.num_examples + (spared < num_items).sum(
+        dtype=jnp.int32)
+    # A key for each interaction: no draw depends on the padding behind them.
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
+        jnp.arange(slots.shape[0]))
+    absent = jax.vmap(lambda k: jax.random.randint(
+        k, (num_negatives,), 0, jnp.maximum(num_items - num_present, 1)))(keys)
+    slots = jnp.concatenate(
+        [slots[:, :1], nth_absent(present, num_present, absent)], 1)
+    slots = jnp.where(drawn.used[:, :1], slots, num_items)
+  return WholeExamples(
+      jnp.where(client.num_examples > 0,
+                jnp.arange(num_items, dtype=jnp.int32), num_items),
+      slots, drawn.labels, slots < num_items)
+
+
+def make_table_steps(
+    step: Callable, *, batch_size: int, epochs: int = 1, steps: int = 0,
+    drift: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None
+) -> Callable[..., Trained]:
+  """Builds run(table, whole, examples, num_examples, scale, fixed).
+
+  Args:
+    step: As in `make_local_steps`: (rows, whole, Batch) -> (rows, whole, loss
+      sum, terms). An item that stands in a batch twice moves by both its moves.
+    batch_size: Interactions in a batch.
+    epochs: Passes over the interactions.
+    steps: Steps; 0: as many as the epochs need.
+    drift: (table, fixed, scale) -> what all rows of the table move by at every
+      step beside that, from where they were before it; None: nothing.
+
+  Returns:
+    run; leaves of table and fixed are [B, num_items, ...], and so are those of
+    the result's rows.
+  """
+  step_block = jax.vmap(step, in_axes=(0, 0, Batch(0, 0, 0, 0, None)))
+
+  def run(table: PyTree, whole: PyTree, examples: WholeExamples,
+          num_examples: jax.Array, scale: jax.Array, fixed: PyTree = ()
+          ) -> Trained:
+    block, capacity = examples.labels.shape
+    size = min(batch_size, capacity)
+    batches, total_steps = num_steps(num_examples, batch_size, epochs, steps)
+    passes = -(-total_steps // jnp.maximum(batches, 1))
+    who = jnp.arange(block)[:, None, None]
+
+    def cut(x, start):
+      return jax.lax.dynamic_slice_in_dim(x, start, size, 1)
+
+    def one_step(index, batch, carry: Trained) -> Trained:
+      active = (batch < batches) & (index < total_steps)
+      start = batch * size
+      used = cut(examples.used, start) & active[:, None, None]
+      slots = cut(examples.slots, start)
+      old = jax.tree.map(
+          lambda x: x.at[who, slots].get(mode='fill', fill_value=0), carry.rows)
+      new, dense, loss_sum, count = step_block(
+          old, carry.whole,
+          Batch((), (), cut(examples.labels, start), used, scale))
+
+      def where(mask, x, y):
+        return jnp.where(mask.reshape(*mask.shape, *[1] * (
+            x.ndim - mask.ndim)), x, y)
+
+      rows = carry.rows
+      if drift is not None:
+        rows = jax.tree.map(
+            lambda x, move: x + where(active, move, 0),
+            rows, drift(rows, fixed, scale))
+      rows = jax.tree.map(
+          lambda x, n, o: x.at[who, slots].add(
+              where(used, n - o, 0), mode='drop'), rows, new, old)
+      return Trained(
+          rows, jax.tree.map(
+              lambda n, o: where(active, n, o), dense, carry.whole),
+          carry.loss_sum + jnp.where(active, loss_sum, 0),
+          carry.loss_count + jnp.where(active, count, 0),
+          carry.num_examples + used.sum((1, 2), dtype=jnp.int32))
+
+    def epoch(e, carry):
+      return jax.lax.fori_loop(
+          0, most(batches),
+          lambda b, inner: one_step(e * batches + b, b, inner), carry)
+
+    zero = jnp.zeros(block)
+    return jax.lax.fori_loop(
+        0, most(passes), epoch,
+        Trained(table, whole, zero, zero, jnp.zeros(block, jnp.int32)))
+
+  return run
+
+
+def pull_towards(rate: float | jax.Array) -> Callable:
+  """Builds drift(table, fixed, scale): down rate / 2 |table - fixed|^2."""
+  return lambda table, fixed, scale: optax.tree.scale(
+      -rate * scale, optax.tree.sub(table, fixed))
