@@ -33,6 +33,7 @@ from fedjaxrec.population import ClientData
 from fedjaxrec.protection import build_protection
 from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.server import ServerState
+from fedjaxrec.transforms.correlated_noise import Strategy
 from fedjaxrec.transforms.error_feedback import check_error_feedback
 from fedjaxrec.uplink import PLAIN, Uplink
 
@@ -232,6 +233,7 @@ def make_simulation(
     server_transform: optax.GradientTransformation | None = None,
     transform_algorithm: Callable[[Algorithm], Algorithm] = lambda a: a,
     open_rows: np.ndarray | None = None,
+    strategy: Strategy | None = None,
     sum_on_host: SumOnHost | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Simulation:
@@ -253,6 +255,7 @@ def make_simulation(
     transform_algorithm: Changes the algorithm before it is compiled.
     open_rows: bool [num_items]: the only rows that travel, where
       privacy.head_items asks for it.
+    strategy: The matrix of privacy.mechanism=banded and blt.
     sum_on_host: Sums a round's messages, for the secure levels that do it
       outside the compiled round.
     devices: Devices to choose from; None: all, of all processes.
@@ -271,7 +274,8 @@ def make_simulation(
   if asked and not (client_transform or uplink or server_transform):
     protection = build_protection(
         config, float(config.cohort.size or (num_examples > 0).sum()),
-        max_cohort, None if open_rows is None else jnp.asarray(open_rows))
+        max_cohort, None if open_rows is None else jnp.asarray(open_rows),
+        strategy=strategy)
     uplink, server_transform, expected_cohort = protection
   elif asked:
     raise ValueError(
@@ -314,7 +318,7 @@ def make_simulation(
   # Two visits to a touched row against four passes over the table.
   visit_touched_rows = (
       placement.mode == 'single' and algorithm.server.rows_stand_still
-      and uplink.codec is None
+      and uplink.codec is None and not uplink.is_dense
       and slots_of_cohort(config, num_examples, max_cohort) * 2 < num_items)
   one_round = rounds.make_round(
       algorithm, capacities, num_clients, num_items, num_devices,

@@ -236,12 +236,12 @@ def test_an_audit_through_the_engine_needs_the_noise():
   claimed = None
   bounds = {}
   num_canaries = 2000
+  offsets = np.arange(num_canaries + 1)
+  items = np.arange(num_canaries, dtype=np.int32)
   for multiplier in (1.0, 1e-3):
     config = make_config(BASE | CLIP | {
         'rounds': 1, 'cohort.sampler': 'uniform', 'cohort.size': 0,
         'privacy.noise_multiplier': 1.0, 'engine.block_size': 16})
-    offsets = np.arange(num_canaries + 1)
-    items = np.arange(num_canaries, dtype=np.int32)
     train = make_interactions(items[:, None], num_canaries)
     private = private_runs.prepare(config, train)
     claimed = private.plan.calibration.epsilon

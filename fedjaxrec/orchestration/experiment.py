@@ -14,7 +14,7 @@ from fedjaxrec.config import Config, EvaluationConfig, ParallelConfig
 from fedjaxrec.data.sources import load_split
 from fedjaxrec.data.splits import Split
 from fedjaxrec.memory import check_memory
-from fedjaxrec.orchestration import hosts, training
+from fedjaxrec.orchestration import hosts, private_runs, training
 from fedjaxrec.orchestration import summary as summary_lib
 from fedjaxrec.orchestration.checkpoints import Store, open_store
 from fedjaxrec.orchestration.devices import available_bytes
@@ -23,7 +23,9 @@ from fedjaxrec.orchestration.evaluator import (
   Evaluator,
   make_evaluator,
 )
+from fedjaxrec.orchestration.private_runs import PrivateRun
 from fedjaxrec.orchestration.training import Stop
+from fedjaxrec.privacy.ledger import PrivacyLedger
 from fedjaxrec.reports import html, run_directory, tables
 from fedjaxrec.reports.events import open_events
 from fedjaxrec.reports.progress import open_progress
@@ -47,6 +49,7 @@ class Run(NamedTuple):
   split: Split
   simulation: Simulation
   evaluator: Evaluator
+  private: PrivateRun | None = None
 
 
 def train(
@@ -70,11 +73,13 @@ def train(
 
   Returns:
     The summary and the run directory, which holds config.json, metrics.jsonl,
-    TensorBoard events, checkpoints/, summary.json and report.html.
+    TensorBoard events, checkpoints/, summary.json and report.html; with a
+    privacy budget privacy_ledger.jsonl, charged before each block of rounds.
 
   Raises:
-    ValueError, FileNotFoundError: For anything wrong with the config, the data
-      or the run directory; before anything compiles.
+    ValueError, FileNotFoundError: For anything wrong with the config, the data,
+      the run directory or the privacy ledger; before anything compiles.
+    BudgetExceededError: If a block of rounds would pass the privacy budget.
     FloatingPointError: If training diverges.
   """
   begin = time.perf_counter()
@@ -89,15 +94,21 @@ def train(
   hosts.check_shared(workdir)
   with contextlib.closing(_open_store(run, workdir)) as store:
     start = _restore(run, store) if resuming else None
+    book = _open_ledger(run, workdir, resuming)
     # Now that nothing more is refused, and before anything else is written.
     hosts.on_first(lambda: _begin_files(
         config, workdir, start.round if start else 0))
+    if run.private is not None:
+      run = run._replace(simulation=private_runs.charging(
+          run.simulation, lambda first, number: _pay(run, book, first, number)))
     start = start or training.start_afresh(run.simulation)
     start, compile_s = training.compile_rounds(run.simulation, start)
-    stop = _train(run, start, store, workdir, progress)
-  summary = summarise(run, stop, workdir) | {
+    stop = _train(run, start, store, workdir, progress, book)
+  summary = summarise(run, stop, workdir, book) | {
       'compile_s': compile_s, 'wall_s': time.perf_counter() - begin}
-  summary = hosts.tell(summary_lib.rounded(summary))
+  # A delta of a millionth is not to be rounded to nothing.
+  summary = hosts.tell(
+      summary_lib.rounded(summary) | {'privacy': summary['privacy']})
   if hosts.is_first():
     run_directory.write_json(workdir / run_directory.SUMMARY, summary)
     html.write_report(workdir)
@@ -152,6 +163,35 @@ def _check_workdir(
   return resuming
 
 
+def _open_ledger(
+    run: Run, workdir: pathlib.Path, resuming: bool
+) -> PrivacyLedger | None:
+  """The run's ledger, in process 0; None there without a budget."""
+  private = run.private
+  if private is None:
+    return None
+  books = []
+
+  def open_it():
+    private_runs.say_warnings(private)
+    books.append(
+        private_runs.open_ledger(private, run.config, workdir, resuming))
+
+  hosts.on_first(open_it)
+  return books[0] if books else None
+
+
+def _pay(
+    run: Run, book: PrivacyLedger | None, first_round: int, num_rounds: int
+) -> None:
+  """Charges for rounds before they run; refused in all processes, or none."""
+  def pay():
+    if book is not None and run.private is not None:
+      private_runs.charge(book, run.private, first_round, num_rounds)
+
+  hosts.on_first(pay)
+
+
 def _begin_files(
     config: Config, workdir: pathlib.Path, first_round: int
 ) -> None:
@@ -181,13 +221,17 @@ def load_data(config: Config) -> Split:
 def _build(config: Config) -> Run:
   split = load_data(config)
   train_part = split.train
+  private = private_runs.prepare(config, train_part)
   simulation = make_simulation(
-      config, train_part.offsets, train_part.items, train_part.ratings,
-      split.num_items)
+      private.config if private else config, train_part.offsets,
+      train_part.items, train_part.ratings, split.num_items,
+      open_rows=private.open_rows if private else None,
+      strategy=private.strategy if private else None)
   device = jax.local_devices()[0]
   check_memory(simulation.memory, available_bytes(device), device.device_kind)
   return Run(
-      config, split, simulation, make_evaluator(config, split, simulation))
+      config, split, simulation, make_evaluator(config, split, simulation),
+      private)
 
 
 def _check_same_run(config: Config, workdir: pathlib.Path) -> None:
@@ -198,7 +242,13 @@ def _check_same_run(config: Config, workdir: pathlib.Path) -> None:
               run_directory.read_json(workdir / run_directory.CONFIG)),
           config))
   free = {'engine', 'parallel', 'checkpoint', 'data.path', 'data.cache_dir'}
-  if {config.client.schedule, config.server.schedule} == {'constant'}:
+  if config.privacy.enabled:
+    if old['rounds'] != new['rounds']:
+      raise ValueError(
+          f'rounds={new["rounds"]} differs from the rounds={old["rounds"]} of '
+          f'the run in {str(workdir)!r}: its noise was calibrated for these, '
+          'and more would pass its privacy budget; begin a new run.')
+  elif {config.client.schedule, config.server.schedule} == {'constant'}:
     free.add('rounds')
   for field, value in new.items():
     if not {field, field.partition('.')[0]} & free and old[field] != value:
@@ -235,7 +285,8 @@ def _restore(run: Run, store: Store) -> Stop | None:
 
 
 def _train(
-    run: Run, start: Stop, store: Store, workdir: pathlib.Path, progress: bool
+    run: Run, start: Stop, store: Store, workdir: pathlib.Path, progress: bool,
+    book: PrivacyLedger | None = None
 ) -> Stop:
   """Runs the rounds; logs, draws and saves at every stop."""
   config, stop = run.config, start
@@ -249,6 +300,8 @@ def _train(
         config.rounds, start.round, progress and first))
     for stop in training.train_rounds(
         config, run.simulation, run.evaluator, start):
+      if book is not None:
+        stop.lines[-1][private_runs.HEAD_FIELD] = book.head
       for line in map(summary_lib.rounded, stop.lines) if first else ():
         log.append(line)
         events.write(line)
@@ -265,7 +318,8 @@ def _train(
 
 
 def summarise(
-    run: Run, stop: Stop, workdir: pathlib.Path
+    run: Run, stop: Stop, workdir: pathlib.Path,
+    book: PrivacyLedger | None = None
 ) -> dict[str, Any]:
   """Everything that summary.json says but the times that are still running."""
   config = run.config
@@ -286,7 +340,7 @@ def summarise(
       'clients_per_s': sum(line['reported'] for line in lines) / train_s,
       'examples_per_s': sum(line['num_examples'] for line in lines) / train_s,
       **run.evaluator.test(best.personal, best.item_table, best.shared),
-      'privacy': None,
+      'privacy': private_runs.describe(run.private, book, lines),
       'communication': summary_lib.describe_communication(
           config, run.split, best.item_table, best.shared),
   }
