@@ -21,10 +21,6 @@ from fedjaxrec.transforms.correlated_noise import (
   Strategy,
   add_correlated_noise,
 )
-from fedjaxrec.transforms.correlated_noise import (
-  Strategy,
-  add_correlated_noise,
-)
 from fedjaxrec.transforms.error_feedback import with_error_feedback
 from fedjaxrec.transforms.noise import add_gaussian_noise
 from fedjaxrec.uplink import PLAIN, Codec, Uplink
@@ -94,11 +90,6 @@ def build_protection(
     raise ValueError(
         f'privacy.head_items={privacy.head_items} without open_rows: which '
         'rows these are is chosen from the data, before a simulation is built.')
-  if privacy.mechanism != 'gaussian' and strategy is None:
-    raise ValueError(
-        f'privacy.mechanism={privacy.mechanism!r} without a strategy: its '
-        'matrix is optimised for the run, before a simulation is built; use '
-        'fedjaxrec.train.')
   if privacy.mechanism != 'gaussian' and strategy is None:
     raise ValueError(
         f'privacy.mechanism={privacy.mechanism!r} without a strategy: its '
@@ -209,12 +200,6 @@ def _server_chain(
     noise = _in_units_of(norms, add_correlated_noise(
         multiplier * (2**0.5 if privacy.clips_groups else 1), 1.0, strategy,
         key))
-  elif strategy is not None:
-    norms = ((privacy.item_clip_norm, privacy.shared_clip_norm)
-             if privacy.clips_groups else (privacy.l2_clip_norm,) * 2)
-    noise = _in_units_of(norms, add_correlated_noise(
-        multiplier * (2**0.5 if privacy.clips_groups else 1), 1.0, strategy,
-        key))
   elif privacy.clips_groups:
     # The same multiplier on both, and the root of the squares between them.
     factor = 2**0.5
@@ -224,22 +209,6 @@ def _server_chain(
   else:
     noise = add_gaussian_noise(multiplier * privacy.l2_clip_norm, key)
   return noise if open_rows is None else _only_rows(noise, open_rows)
-
-
-def _in_units_of(norms, transform):
-  """Transforms a pair, each part in units of its own clip norm."""
-  def scaled(updates, power):
-    return tuple(
-        jax.tree.map(lambda x, n=norm: x * n**power, part)
-        for norm, part in zip(norms, updates))
-
-  def update(updates, state, params=None):
-    del params
-    new, state = transform.update(scaled(updates, -1), state)
-    return scaled(new, 1), state
-
-  return optax.GradientTransformation(
-      lambda params: transform.init(tuple(params)), update)
 
 
 def _in_units_of(norms, transform):
