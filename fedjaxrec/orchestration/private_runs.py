@@ -255,6 +255,10 @@ def describe(
   return said
 
 
-def off(config: Config) -> Config:
-  """The config of a run on one client's own device: nothing is protected."""
-  return dataclasses.replace(config, privacy=type(config.privacy)())
+def with_some_noise(config: Config) -> Config:
+  """A config as large as the calibrated one, for estimates before any plan."""
+  if not config.privacy.epsilon:
+    return config
+  return dataclasses.replace(config, privacy=dataclasses.replace(
+      config.privacy, epsilon=0.0, noise_multiplier=1.0, head_source='public',
+      bit_noise_stddev=1.0 if config.privacy.clipping == 'adaptive' else 0.0))

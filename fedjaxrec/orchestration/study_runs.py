@@ -21,11 +21,13 @@ import numpy as np
 from fedjaxrec import config as config_lib
 from fedjaxrec.config import Config
 from fedjaxrec.data.splits import Split
-from fedjaxrec.orchestration import experiment, training
+from fedjaxrec.orchestration import experiment, private_runs, training
 from fedjaxrec.orchestration import summary as summary_lib
 from fedjaxrec.orchestration.checkpoints import Best, Store, open_store
 from fedjaxrec.orchestration.evaluator import Evaluator, make_evaluator
+from fedjaxrec.orchestration.private_runs import PrivateRun
 from fedjaxrec.orchestration.training import Stop
+from fedjaxrec.privacy.ledger import PrivacyLedger
 from fedjaxrec.reports import html, run_directory, sweep_directory
 from fedjaxrec.reports.progress import open_progress
 from fedjaxrec.simulation import Simulation, State
@@ -72,6 +74,8 @@ class _Program(NamedTuple):
   jobs: Sequence[Job]
   study: Study
   evaluators: list[Evaluator]
+  privates: list[PrivateRun | None]
+  books: dict[int, PrivacyLedger]
 
 
 def run_program(
@@ -98,9 +102,10 @@ def run_program(
   with contextlib.closing(open_store(
       folder / run_directory.CHECKPOINTS, 1, _fingerprint(jobs))) as store:
     state, stops = _start(program, store)
-    for job, stop in zip(jobs, stops):
+    for index, (job, stop) in enumerate(zip(jobs, stops)):
       if sweep_directory.status_of(job.folder) == 'unfinished':
         job.folder.mkdir(parents=True, exist_ok=True)
+        _open_ledger(program, index, resuming=stop.round > 0)
         run_directory.write_json(
             job.folder / run_directory.CONFIG, config_lib.to_dict(job.config))
         run_directory.truncate_metrics(job.folder, stop.round)
@@ -116,15 +121,37 @@ def run_program(
   shutil.rmtree(folder, ignore_errors=True)
 
 
+def _open_ledger(program: _Program, index: int, resuming: bool) -> None:
+  """The ledger of a member with a budget, in its folder."""
+  private, job = program.privates[index], program.jobs[index]
+  if private is None:
+    return
+  # A program that was killed before its first checkpoint begins again, with
+  # the same noise in the same rounds: its ledgers stand.
+  resuming = resuming or (job.folder / run_directory.PRIVACY_LEDGER).exists()
+  program.books[index] = private_runs.open_ledger(
+      private, job.config, job.folder, resuming)
+
+
 def _build(jobs: Sequence[Job]) -> _Program:
+  privates = [private_runs.prepare(job.config, job.split.train)
+              for job in jobs]
+  for job, private in zip(jobs, privates):
+    if private is not None and (
+        private.strategy is not None or private.open_rows is not None):
+      raise ValueError(
+          f'privacy.mechanism={job.config.privacy.mechanism!r} with '
+          f'privacy.head_items={job.config.privacy.head_items} in a study: its '
+          'members share one matrix and all rows; use `fedjaxrec train`.')
   study = make_study(
-      [job.config for job in jobs],
+      [job.config if private is None else private.config
+       for job, private in zip(jobs, privates)],
       [(job.split.train.offsets, job.split.train.items,
         job.split.train.ratings) for job in jobs],
       jobs[0].split.num_items)
   return _Program(jobs, study, [
       make_evaluator(job.config, job.split, cast(Simulation, member))
-      for job, member in zip(jobs, study.members)])
+      for job, member in zip(jobs, study.members)], privates, {})
 
 
 def _fingerprint(jobs: Sequence[Job]) -> str:
@@ -193,6 +220,11 @@ def _train(
     while ahead is not None and len(over) < len(stops):
       begin = time.perf_counter()
       upto, plan = ahead
+      for index, book in program.books.items():
+        if index not in over:
+          private_runs.charge(
+              book, cast(PrivateRun, program.privates[index]), done,
+              upto - done)
       state, metrics = study.execute(state, plan, upto - done)
       # While the devices work.
       ahead = chunk(upto) if upto < config.rounds else None
@@ -259,8 +291,9 @@ def _finish(
   try:
     summary = experiment.summarise(
         experiment.Run(
-            job.config, job.split, simulation, program.evaluators[index]),
-        stop, job.folder)
+            job.config, job.split, simulation, program.evaluators[index],
+            program.privates[index]),
+        stop, job.folder, program.books.get(index))
   except FloatingPointError as error:
     _record_divergence(job, error)
     return
@@ -276,7 +309,8 @@ def _finish(
       'compile_s': compile_s / members,
       'wall_s': shared_s / members + time.perf_counter() - begin}
   run_directory.write_json(
-      job.folder / run_directory.SUMMARY, summary_lib.rounded(summary))
+      job.folder / run_directory.SUMMARY,
+      summary_lib.rounded(summary) | {'privacy': summary['privacy']})
   if options.write_reports:
     html.write_report(job.folder)
 

@@ -18,7 +18,7 @@ from fedjaxrec import study
 from fedjaxrec.config import Config
 from fedjaxrec.data.splits import Split
 from fedjaxrec.flags import config_fields
-from fedjaxrec.orchestration import experiment, study_runs
+from fedjaxrec.orchestration import experiment, private_runs, study_runs
 from fedjaxrec.orchestration.devices import available_bytes
 from fedjaxrec.orchestration.grid import (
     Member,
@@ -205,7 +205,8 @@ def _make_programs(
 def _members_that_fit(config: Config, split: Split) -> int:
   placement = study.choose_devices(config, None, 2**31)
   budget = _MEMORY_SHARE * available_bytes(placement.devices[0])
-  each = study.member_bytes(config, split.train.counts, split.num_items)
+  each = study.member_bytes(
+      private_runs.with_some_noise(config), split.train.counts, split.num_items)
   lanes = 1 if placement.devices[0].platform == 'cpu' else len(
       placement.devices)  # Devices of a CPU share its memory.
   return max(1, int(budget / max(each, 1))) * lanes
