@@ -21,10 +21,10 @@ ROOMS = (
   'config', 'flags', 'data', 'population', 'participation', 'models',
   'objectives', 'examples', 'optimizers', 'local_training',
   'jax_privacy_bridge', 'transforms', 'aggregation', 'uplink', 'protection',
-  'server', 'blocks', 'rounds',
-  'hosted_rounds', 'hosted_clients', 'memory', 'parallel', 'algorithms', 'communication',
-  'simulation', 'study_fields', 'study', 'personalization', 'evaluation',
-  'references', 'privacy', 'governance', 'export', 'reports', 'orchestration', '__init__',
+  'server', 'blocks', 'refit', 'rounds', 'hosted_rounds', 'hosted_clients',
+  'memory', 'parallel', 'algorithms', 'communication', 'simulation',
+  'study_fields', 'study', 'personalization', 'evaluation', 'references',
+  'privacy', 'governance', 'export', 'reports', 'orchestration', '__init__',
   'sweep_cli', 'privacy_cli', 'cli', '__main__',
 )
 # Who may ask the package for its version by `import fedjaxrec`.
@@ -36,8 +36,8 @@ HOST = {'config', 'flags', 'data', 'participation', 'governance', 'reports',
         '__init__', 'sweep_cli', 'cli', '__main__'}
 DEVICE = {'population', 'models', 'objectives', 'examples', 'optimizers',
           'local_training', 'transforms', 'uplink', 'protection', 'server',
-          'blocks', 'rounds', 'hosted_rounds', 'hosted_clients', 'memory',
-          'parallel', 'algorithms', 'simulation', 'study'}
+          'blocks', 'refit', 'rounds', 'hosted_rounds', 'hosted_clients',
+          'memory', 'parallel', 'algorithms', 'simulation', 'study'}
 MEETING_POINT = {'orchestration'}
 
 DEVICE_LIBRARIES = {'jax', 'jaxlib', 'flax', 'optax'}
