@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from fedjaxrec import parallel, population, rounds
+from fedjaxrec.algorithms.messages import message_size
 from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.blocks import Algorithm, WithMemory
 from fedjaxrec.config import Config
@@ -275,7 +276,8 @@ def make_simulation(
     protection = build_protection(
         config, float(config.cohort.size or (num_examples > 0).sum()),
         max_cohort, None if open_rows is None else jnp.asarray(open_rows),
-        strategy=strategy)
+        None if config.secure.noise == 'none' else message_size(
+            config, num_items, open_rows), strategy)
     uplink, server_transform, expected_cohort = protection
   elif asked:
     raise ValueError(

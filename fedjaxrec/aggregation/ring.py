@@ -42,10 +42,10 @@ class Ring(NamedTuple):
     encode: (delta, key, sign_key=None, leading_axes=0, clip=False) -> Encoded,
       for one client; vmap it over a block. delta: float pytree. clip: whether
       a longer delta is scaled down to the clip norm, and not refused: the same
-      norm serves both, and saves the passes of a transform that clips. key: the client's
-      typed key of the round. sign_key and leading_axes matter with rotation
-      only: the round's key, and how many leading axes address rows (an int,
-      or a prefix of the delta's tree): entries are mixed behind them.
+      norm serves both, and saves the passes of a transform that clips. key: the
+      client's typed key of the round. sign_key and leading_axes matter with
+      rotation only: the round's key, and how many leading axes address rows (an
+      int, or a prefix of the delta's tree): entries are mixed behind them.
     decode: (total, sign_key=None, leading_axes=0) -> float32 pytree: what a sum
       of `values` stands for: signed, times float32(1 / scale), rotated back.
       total: uint32 pytree.

@@ -20,7 +20,7 @@ from fedjaxrec.config.learning import (
 )
 from fedjaxrec.config.privacy import PrivacyConfig
 from fedjaxrec.config.rules import at_least, check_types, one_of
-from fedjaxrec.config.secure import SecureConfig
+from fedjaxrec.config.secure import SecureConfig, check_secure
 
 PARALLEL_MODES = ('auto', 'single', 'shard_map', 'pmap')
 PROTOCOLS = ('full', 'sampled-99')
@@ -227,6 +227,7 @@ class Config:
           "server.row_normalization='sum' with cohort.weighting='examples': "
           'every row would move by its deltas times the numbers of examples; '
           'use row_normalization=mean, or weighting=equal.')
+    check_secure(self)
     if (self.data.source in PUBLISHED_SPLITS) != (
         self.split.name == 'published'):
       raise ValueError(

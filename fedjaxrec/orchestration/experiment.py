@@ -15,6 +15,7 @@ from fedjaxrec.data.sources import load_split
 from fedjaxrec.data.splits import Split
 from fedjaxrec.memory import check_memory
 from fedjaxrec.orchestration import hosts, private_runs, training
+from fedjaxrec.orchestration import secure as secure_lib
 from fedjaxrec.orchestration import summary as summary_lib
 from fedjaxrec.orchestration.checkpoints import Store, open_store
 from fedjaxrec.orchestration.devices import available_bytes
@@ -50,6 +51,7 @@ class Run(NamedTuple):
   simulation: Simulation
   evaluator: Evaluator
   private: PrivateRun | None = None
+  secure: secure_lib.SecureRun | None = None
 
 
 def train(
@@ -138,7 +140,8 @@ def evaluate(
   config = config_lib.from_dict(
       run_directory.read_json(workdir / run_directory.CONFIG))
   run = _build(dataclasses.replace(
-      config, evaluation=evaluation, parallel=ParallelConfig()))
+      config, evaluation=evaluation, parallel=ParallelConfig(
+          mode='single' if config.secure.on_host else 'auto')))
   with contextlib.closing(_open_store(run, workdir)) as store:
     stop = _restore(run, store)
   if stop is None:
@@ -221,17 +224,23 @@ def load_data(config: Config) -> Split:
 def _build(config: Config) -> Run:
   split = load_data(config)
   train_part = split.train
-  private = private_runs.prepare(config, train_part)
+  private = None if config.secure.noise != 'none' else (
+      private_runs.prepare(config, train_part))
+  secure = secure_lib.prepare(
+      private.config if private else config, train_part, split.num_items,
+      private.open_rows if private else None)
   simulation = make_simulation(
-      private.config if private else config, train_part.offsets,
-      train_part.items, train_part.ratings, split.num_items,
-      open_rows=private.open_rows if private else None,
+      secure.config if secure else private.config if private else config,
+      train_part.offsets, train_part.items, train_part.ratings, split.num_items,
+      open_rows=secure.open_rows if secure else (
+          private.open_rows if private else None),
+      sum_on_host=secure.sums if secure else None,
       strategy=private.strategy if private else None)
   device = jax.local_devices()[0]
   check_memory(simulation.memory, available_bytes(device), device.device_kind)
   return Run(
       config, split, simulation, make_evaluator(config, split, simulation),
-      private)
+      private, secure)
 
 
 def _check_same_run(config: Config, workdir: pathlib.Path) -> None:
@@ -326,6 +335,8 @@ def summarise(
   best = training.selected(config, run.simulation, stop)
   lines = run_directory.read_metrics(workdir) if hosts.is_first() else []
   train_s = max(stop.train_s, 1e-9)
+  secure = run.secure and secure_lib.describe(
+      run.secure, run.split, run.simulation, lines)
   return {
       'command': 'train',
       'versions': summary_lib.describe_versions(),
@@ -340,7 +351,10 @@ def summarise(
       'clients_per_s': sum(line['reported'] for line in lines) / train_s,
       'examples_per_s': sum(line['num_examples'] for line in lines) / train_s,
       **run.evaluator.test(best.personal, best.item_table, best.shared),
-      'privacy': private_runs.describe(run.private, book, lines),
-      'communication': summary_lib.describe_communication(
-          config, run.split, best.item_table, best.shared),
+      'privacy': (run.secure and run.secure.privacy) or (
+          private_runs.describe(run.private, book, lines)),
+      'secure': secure,
+      'communication': secure_lib.count_upload(
+          summary_lib.describe_communication(
+              config, run.split, best.item_table, best.shared), secure),
   }

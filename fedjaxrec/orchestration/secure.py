@@ -13,6 +13,7 @@ import numpy as np
 from fedjaxrec.aggregation import exposure, ranges, row_union
 from fedjaxrec.aggregation.ring import Ring
 from fedjaxrec.aggregation.row_union import RowLayout
+from fedjaxrec.algorithms.messages import message_shapes, message_size
 from fedjaxrec.blocks import make_block_work
 from fedjaxrec.communication.secure import secure_bytes
 from fedjaxrec.config import Config
@@ -27,7 +28,7 @@ from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.privacy import distributed
 from fedjaxrec.privacy.plan import default_delta
 from fedjaxrec.protection import make_run_ring, noise_share
-from fedjaxrec.simulation import Simulation, message_shapes, message_size
+from fedjaxrec.simulation import Simulation
 from fedjaxrec.uplink import PLAIN
 
 # A share of noise is this many standard deviations from zero once in 1e22.
@@ -189,7 +190,7 @@ def calibrate_noise(
       l2_clip_norm=clip_norm, scale=1e6,
       dimension=message_size(config, num_items, open_rows),
       min_survivors=secure.survivor_threshold(cohort))
-  spent = dict(sampling_prob=1.0, rounds=busiest, delta=delta)
+  spent: dict[str, Any] = dict(sampling_prob=1.0, rounds=busiest, delta=delta)
   if privacy.epsilon:
     found = distributed.calibrate_distributed(
         noise, privacy.epsilon, bits=secure.bits or 16, max_cohort=max_cohort,
@@ -325,7 +326,8 @@ def count_upload(
     return traffic
   before = (traffic['uplink_bytes_per_client']
             + traffic['downlink_bytes_per_client'])
-  up, down = (secure[f'{way}_bytes_per_client'] for way in ('uplink', 'downlink'))
+  up, down = (
+      secure[f'{way}_bytes_per_client'] for way in ('uplink', 'downlink'))
   return traffic | {
       'uplink_bytes_per_client': up, 'downlink_bytes_per_client': down,
       'sparse_uplink_bytes_per_client': traffic['uplink_bytes_per_client'],

@@ -150,6 +150,7 @@ class SecureSums:
   ) -> _Outcome:
     """One secure sum at the run's level, into the account."""
     secure = self._secure
+    result: Any
     gone = {c for c, stage in silent.items() if stage <= _BEFORE_UPLOAD}
     if secure.level in ('shares', 'he') and (
         len(vectors) - len(gone & vectors.keys()) < self.threshold):
@@ -296,7 +297,9 @@ def choose_for(secure: SecureConfig, cohort: int) -> tuple[int, int]:
   Raises:
     ValueError: If no graph does.
   """
-  gone = 1 - (1 - secure.dropout) ** (len(STAGES) - 1)
+  # Masks that are dealt are taken off whoever leaves.
+  gone = 0.0 if secure.level == 'masked' else (
+      1 - (1 - secure.dropout) ** (len(STAGES) - 1))
   complete = cohort - 1
   if not secure.num_neighbors:
     # With room for a round in which more leave than on average, if there is.
@@ -306,8 +309,14 @@ def choose_for(secure: SecureConfig, cohort: int) -> tuple[int, int]:
       found = choose_graph(
           cohort, CORRUPT, gone + spread, correctness_bits=20,
           active_server=False)
-    found = found or choose_graph(
-        cohort, CORRUPT, gone, correctness_bits=20, active_server=False)
+    try:
+      found = found or choose_graph(
+          cohort, CORRUPT, gone, correctness_bits=20, active_server=False)
+    except ValueError as error:
+      raise ValueError(
+          f'secure.dropout={secure.dropout} with a cohort of {cohort}: {error} '
+          'Or give secure.num_neighbors and secure.threshold yourself, and '
+          'fewer guarantees.') from error
     return found.num_neighbors, found.threshold
   k = secure.num_neighbors
   degree = min(k, complete)

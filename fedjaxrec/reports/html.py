@@ -15,6 +15,7 @@ from typing import Any
 
 from fedjaxrec.reports import figures, run_directory, tables
 from fedjaxrec.reports import privacy as privacy_lib
+from fedjaxrec.reports import secure as secure_lib
 from fedjaxrec.reports.page import escape as _escape
 from fedjaxrec.reports.page import plot as _plot
 from fedjaxrec.reports.page import render_page
@@ -72,6 +73,7 @@ def render_report(
       _training(summary, lines, plots),
       _groups(summary, plots),
       _traffic(summary, plots),
+      _secure(summary),
       _facts(summary),
       _notes(summary),
       _configuration(config, summary),
@@ -251,6 +253,17 @@ def _traffic(
       f'whole run: {total}.</p>\n',
       _plot(plots, 'traffic', figures.communication(traffic),
             'This run did not count bytes.', size='short'))
+
+
+def _secure(summary: Mapping[str, Any]) -> str:
+  secure = summary.get('secure')
+  if not secure:
+    return ''
+  rows = ''.join(
+      f'<dt>{_escape(name)}</dt><dd>{_escape(_plain(value))}</dd>\n'
+      for name, value in secure_lib.secure_facts(secure).items())
+  return _section(
+      'Secure sums', f'<div class="card"><dl>\n{rows}</dl></div>\n')
 
 
 def _facts(summary: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import rich.table
 import rich.text
 
 from fedjaxrec.reports import privacy as privacy_lib
+from fedjaxrec.reports import secure as secure_lib
 
 METRICS = {
     'hit_rate@10': 'HR@10',
@@ -140,6 +141,15 @@ def print_comparison(
     if not console.is_terminal:
       console = rich.console.Console(width=140)
   console.print(comparison_table(summary))
+  secure = summary.get('secure')
+  if secure:
+    lines = rich.table.Table(
+        box=None, show_header=False, title='Secure sums', title_justify='left')
+    lines.add_column(style='bold', no_wrap=True)
+    lines.add_column(overflow='fold')
+    for name, value in secure_lib.secure_facts(secure).items():
+      lines.add_row(name, rich.text.Text(str(value)))
+    console.print(lines)
   privacy = summary.get('privacy')
   if privacy:
     lines = rich.table.Table(
