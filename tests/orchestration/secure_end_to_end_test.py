@@ -243,3 +243,24 @@ def test_what_cannot_be_is_refused_with_the_way_out(changes, words):
 def test_a_graph_that_hides_nobody_is_refused():
   with pytest.raises(ValueError, match='secure.num_neighbors'):
     play(small('protocol', secure__dropout=0.4))
+
+
+def test_a_budget_is_kept_and_used_up_in_the_ring_of_the_run():
+  """More participations of the busiest client cost more noise."""
+  train = make_interactions(ROWS, NUM_ITEMS)
+
+  def plan(rounds):
+    return secure.prepare(small(
+        'ideal', rounds=rounds, secure__noise='skellam', secure__bits=20,
+        privacy__l2_clip_norm=2.0, secure__l2_clip_norm=0.0,
+        privacy__epsilon=8.0), train, NUM_ITEMS)
+
+  short, long = plan(2), plan(12)
+  for found in (short, long):
+    assert 0.97 * 8 < found.privacy['epsilon'] <= 8
+    assert found.privacy['sampling_prob'] == 1
+    assert found.config.privacy.noise_multiplier == (
+        found.privacy['noise_multiplier'])
+  assert short.privacy['sums_of_the_busiest_client'] <= 2
+  assert long.privacy['noise_multiplier'] > (
+      1.2 * short.privacy['noise_multiplier'])
