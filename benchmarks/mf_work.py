@@ -22,7 +22,7 @@ from fedjaxrec.transforms.noise import add_gaussian_noise
 
 def make_mf_config(
     *, dim: int, batch: int, cohort: int, block: int = 0,
-    rounds_per_call: int = 10, num_devices: int = 1
+    rounds_per_call: int = 10, num_devices: int = 1, data: str = 'device'
 ) -> Config:
   """Squared error, plain FedAvg: mean of the deltas, server rate 1."""
   return Config(
@@ -36,7 +36,8 @@ def make_mf_config(
           optimizer='sgd', learning_rate=1.0, row_normalization='mean',
           schedule='constant'),
       cohort=CohortConfig(size=cohort),
-      engine=EngineConfig(block_size=block, rounds_per_call=rounds_per_call),
+      engine=EngineConfig(
+          block_size=block, rounds_per_call=rounds_per_call, data=data),
       parallel=ParallelConfig(
           mode='single' if num_devices == 1 else 'auto',
           num_devices=num_devices))

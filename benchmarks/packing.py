@@ -11,13 +11,18 @@ import harness
 import numpy as np
 from absl import app, flags
 
-from fedjaxrec.participation.plan import choose_capacities, make_planner
+from fedjaxrec.participation.plan import (
+    choose_capacities,
+    choose_tile,
+    make_planner,
+)
 
 _COUNTS = flags.DEFINE_string('counts', '', 'File of client sizes.')
 _COHORTS = flags.DEFINE_list('cohorts', ['200', '1000', '6040'], 'Cohorts.')
 _BLOCKS = flags.DEFINE_list('blocks', ['8', '16', '32'], 'Block sizes.')
 _CLASSES = flags.DEFINE_list('classes', ['1', '4', '8'], 'Size classes.')
 _BATCH = flags.DEFINE_integer('batch', 64, 'Interactions in a batch.')
+_TILES = flags.DEFINE_bool('tiles', True, 'Compute batches by tiles.')
 _ROUNDS = flags.DEFINE_integer('rounds', 10, 'Cohorts drawn.')
 
 
@@ -33,7 +38,8 @@ def load_counts() -> np.ndarray:
 def useful_share(counts, cohort, block, classes) -> float:
   """Of all slots that local training steps over, those with an example."""
   batch = _BATCH.value
-  capacities = choose_capacities(counts, classes, batch)
+  tile = choose_tile(batch) if _TILES.value else 0
+  capacities = choose_capacities(counts, classes, batch, tile)
   plan = make_planner(counts, capacities, block, 1, cohort, 1)
   sizes = np.append(counts, 0)
   useful = computed = 0
@@ -44,7 +50,7 @@ def useful_share(counts, cohort, block, classes) -> float:
     for capacity, places, used in zip(
         capacities, planned.local_index, planned.num_blocks[0, 0], strict=True):
       blocks = sizes[places[0, 0, :used]]  # [blocks, B]
-      step = min(batch, capacity)
+      step = min(tile or batch, capacity)
       computed += (-(-blocks.max(1) // step) * step * block).sum()
     useful += counts[members].sum()
   return useful / computed
@@ -59,7 +65,9 @@ def main(_):
   rows = [
       harness.print_row(
           cohort=min(int(cohort), len(counts)), block=int(block),
-          classes=int(classes), batch=_BATCH.value, useful=useful_share(
+          classes=int(classes), batch=_BATCH.value,
+          tile=choose_tile(_BATCH.value) if _TILES.value else 0,
+          useful=useful_share(
               counts, min(int(cohort), len(counts)), int(block), int(classes)))
       for cohort in _COHORTS.value for block in _BLOCKS.value
       for classes in _CLASSES.value]

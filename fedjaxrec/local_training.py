@@ -105,6 +105,8 @@ def make_local_training(
     steps: int = 0,
     l2: float = 0.0,
     proximal_mu: float = 0.0,
+    lazy_items: bool = False,
+    tile_size: int = 0,
 ) -> Callable:
   """Builds train(view, examples, num_examples), for a block of clients.
 
@@ -124,14 +126,21 @@ def make_local_training(
     score: A recommender's score.
     objective: See `objectives`.
     dense_optimizer: For (personal, shared), without the round's schedule.
-    item_optimizer: For the item rows, likewise. If it has no state (sgd), a
-      step costs one batch; otherwise, and with a proximal term, it costs the
-      whole local table, because rows outside the batch move too.
+    item_optimizer: For the item rows, likewise. If it has no state (sgd) or is
+      lazy, a step costs one batch; otherwise, and with a proximal term, it
+      costs the whole local table, because rows outside the batch move too.
     batch_size: Interactions in a batch; negatives come on top.
     epochs: Passes over the interactions.
     steps: Steps in the round; 0: as many as the epochs need.
     l2: Weight of the squared norms; may be traced.
     proximal_mu: FedProx's mu; may be traced.
+    lazy_items: A zero gradient moves neither a row nor its state under
+      item_optimizer, whose state is by slot, leaves [capacity, 1 +
+      num_negatives, ...]: a step then reads and writes its batch's part alone,
+      with the same numbers. See `optimizers.stands_still`.
+    tile_size: Interactions that are computed at once; a batch's gradient is
+      their sum, and a partial batch costs only the tiles that it has. 0, or no
+      divisor of a batch, or where a step costs the local table: the batch.
 
   Returns:
     train(view, examples, num_examples) -> (Contribution, personal); leaves of
@@ -145,25 +154,29 @@ def make_local_training(
   """
   has_state = bool(jax.tree.leaves(
       jax.eval_shape(item_optimizer.init, jnp.zeros(1))))
-  touched_only = not has_state and is_off(proximal_mu)
+  touched_only = (lazy_items or not has_state) and is_off(proximal_mu)
   # Each slot is read once: its row then makes room for its delta, in place.
   in_place = touched_only and epochs == 1 and not steps
 
   def square(tree):
     return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree))
 
-  def batch_loss(rows, dense, labels, used):
+  def tile_loss(rows, dense, labels, used, terms, num_used, is_first):
+    # A tile's part of the batch's loss: the batch has `terms` and `num_used`.
     personal, shared = dense
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     scores = score(personal, flat, shared).reshape(used.shape)
-    loss_sum, count = objective(scores, labels, used)
-    loss = loss_sum / jnp.maximum(count, 1)
+    loss_sum, _ = objective(scores, labels, used)
+    loss = loss_sum / jnp.maximum(terms, 1)
     if not is_off(l2):
-      loss += l2 * (square(dense)
-                    + square(rows) / jnp.maximum(used.sum(), 1))
-    return loss, (loss_sum, count.astype(jnp.float32))
+      loss += l2 * (is_first * square(dense)
+                    + square(rows) / jnp.maximum(num_used, 1))
+    return loss, loss_sum
 
-  gradient = jax.vmap(jax.grad(batch_loss, argnums=(0, 1), has_aux=True))
+  gradient = jax.vmap(jax.grad(tile_loss, argnums=(0, 1), has_aux=True),
+                      in_axes=(0, 0, 0, 0, 0, 0, None))
+  count_terms = jax.vmap(lambda labels, used: objective(
+      jnp.zeros(used.shape), labels, used)[1])
   init_item, init_dense = jax.vmap(item_optimizer.init), jax.vmap(
       dense_optimizer.init)
   update_item = jax.vmap(item_optimizer.update)
@@ -177,12 +190,15 @@ def make_local_training(
           f'capacity={capacity} is above batch_size={batch_size} and no '
           'multiple of it: batches are whole slices; choose capacities with '
           'the same batch size.')
+    tile = min(tile_size or size, size)
+    if size % tile or not touched_only:
+      tile = size
     batches, total_steps = num_steps(num_examples, batch_size, epochs, steps)
     passes = -(-total_steps // jnp.maximum(batches, 1))
 
-    def cut(tree, start):
+    def cut(tree, start, length=tile):
       return jax.tree.map(
-          lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), tree)
+          lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, 1), tree)
 
     def paste(tree, part, start):
       return jax.tree.map(
@@ -202,14 +218,53 @@ def make_local_training(
                 active.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old)
 
       start = batch * size
-      if in_place:
-        rows = cut(carry.item_delta, start)
+      used_in_batch = cut(examples.used, start, size) & active[:, None, None]
+      num_used = used_in_batch.sum((1, 2))
+      terms = count_terms(cut(examples.labels, start, size), used_in_batch)
+
+      def one_tile(t, done):
+        item_delta, item_state, dense_gradient, loss_sum = done
+        begin = start + t * tile
+        if in_place:
+          rows = cut(item_delta, begin)
+        else:
+          moved = cut(item_delta, begin)
+          rows = optax.tree.add(cut(view.item_rows, begin), moved)
+        used = cut(examples.used, begin) & active[:, None, None]
+        (row_gradient, part), loss = gradient(
+            rows, carry.dense, cut(examples.labels, begin), used, terms,
+            num_used, jnp.float32(t == 0))
+        if touched_only:
+          # Slots unused or at rest have zero rows, gradients and so updates.
+          state = init_item(rows) if in_place else cut(item_state, begin)
+          update, state = update_item(row_gradient, state)
+          update = scale(update)
+          if not in_place:
+            update = keep(optax.tree.add(moved, update), moved)
+            item_state = paste(
+                item_state, keep(state, cut(item_state, begin)), begin)
+          item_delta = paste(item_delta, update, begin)
+        else:
+          full = optax.tree.scale(proximal_mu, item_delta)
+          full = paste(
+              full, optax.tree.add(cut(full, begin), row_gradient), begin)
+          update, state = update_item(
+              full, item_state, optax.tree.add(view.item_rows, item_delta))
+          item_delta = keep(
+              optax.tree.add(item_delta, scale(update)), item_delta)
+          item_state = keep(state, item_state)
+        return (item_delta, item_state,
+                optax.tree.add(dense_gradient, part), loss_sum + loss)
+
+      done = (carry.item_delta, carry.item_state,
+              optax.tree.zeros_like(carry.dense), carry.loss_sum)
+      if tile == size:
+        done = one_tile(0, done)
       else:
-        moved = cut(carry.item_delta, start)
-        rows = optax.tree.add(cut(view.item_rows, start), moved)
-      used = cut(examples.used, start) & active[:, None, None]
-      (row_gradient, dense_gradient), (loss_sum, count) = gradient(
-          rows, carry.dense, cut(examples.labels, start), used)
+        longest = most(jnp.where(active, num_examples - start, 0))
+        done = jax.lax.fori_loop(
+            0, -(-jnp.minimum(longest, size) // tile), one_tile, done)
+      item_delta, item_state, dense_gradient, loss_sum = done
       if not is_off(proximal_mu):
         pull = optax.tree.sub(carry.dense[1], view.shared)
         dense_gradient = (dense_gradient[0], optax.tree.add_scale(
@@ -217,28 +272,11 @@ def make_local_training(
       update, dense_state = update_dense(
           dense_gradient, carry.dense_state, carry.dense)
       dense = optax.apply_updates(carry.dense, scale(update))
-      if touched_only:
-        # Slots unused or at rest have zero rows, gradients and so updates.
-        update, item_state = update_item(row_gradient, carry.item_state)
-        update = scale(update)
-        if not in_place:
-          update = keep(optax.tree.add(moved, update), moved)
-        item_delta = paste(carry.item_delta, update, start)
-      else:
-        full = optax.tree.scale(proximal_mu, carry.item_delta)
-        full = paste(
-            full, optax.tree.add(cut(full, start), row_gradient), start)
-        update, item_state = update_item(
-            full, carry.item_state,
-            optax.tree.add(view.item_rows, carry.item_delta))
-        item_delta = keep(
-            optax.tree.add(carry.item_delta, scale(update)), carry.item_delta)
       return _Carry(
-          item_delta, keep(dense, carry.dense),
-          keep(item_state, carry.item_state),
+          item_delta, keep(dense, carry.dense), item_state,
           keep(dense_state, carry.dense_state),
-          carry.loss_sum + loss_sum, carry.loss_count + count,
-          carry.num_examples + used.sum((1, 2)))
+          loss_sum, carry.loss_count + terms,
+          carry.num_examples + num_used)
 
     def epoch(e, carry):
       return jax.lax.fori_loop(
@@ -249,8 +287,10 @@ def make_local_training(
         jnp.zeros_like, view.item_rows)
     dense = (view.personal, view.shared)
     zero = jnp.zeros(block)
+    # A slot that is stepped once needs no room for its state.
+    item_state = () if in_place else init_item(delta)
     carry = jax.lax.fori_loop(0, most(passes), epoch, _Carry(
-        delta, dense, init_item(delta), init_dense(dense), zero, zero,
+        delta, dense, item_state, init_dense(dense), zero, zero,
         zero.astype(jnp.int32)))
     personal, shared = carry.dense
     return Contribution(

@@ -24,12 +24,13 @@ from fedjaxrec.hosted_rounds import SumOnHost, make_hosted_execute
 from fedjaxrec.memory import Memory, estimate_memory
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.models.registry import build_recommender
-from fedjaxrec.participation.plan import (
-    Plan,
-    choose_capacities,
-    make_planner,
-)
+from fedjaxrec.participation.plan import Plan, make_planner
 from fedjaxrec.participation.samplers import Sampler, build_sampler
+from fedjaxrec.participation.sizes import (
+    choose_block_size,
+    choose_classes,
+    slots_of_cohort,
+)
 from fedjaxrec.population import ClientData
 from fedjaxrec.protection import build_protection
 from fedjaxrec.rounds import RoundMetrics
@@ -41,12 +42,6 @@ from fedjaxrec.uplink import PLAIN, Uplink
 PyTree = Any
 ClientTransform = Callable[[jax.Array], optax.GradientTransformation]
 
-# Clients trained at once: on a CPU the block's slots should fit its caches.
-_BLOCK_SIZE = {'cpu': 16}
-_ACCELERATOR_BLOCK_SIZE = 512
-# A block stops when its longest client has: classes only bound its room, and
-# each costs a second of compilation.
-_NUM_SIZE_CLASSES = 4
 _MAX_ROUNDS_PER_CALL = 50
 
 
@@ -127,26 +122,6 @@ def call_interval(config: Config, max_cohort: int) -> int:
   stops = [config.rounds, _MAX_ROUNDS_PER_CALL, max(1, 2**24 // max_cohort)]
   stops += [n for n in (config.evaluation.every, config.checkpoint.every) if n]
   return min(stops)
-
-
-def choose_block_size(config: Config, platform: str, max_cohort: int) -> int:
-  """Clients trained at once: as asked for, or what suits the backend."""
-  return min(max_cohort, config.engine.block_size or _BLOCK_SIZE.get(
-      platform, _ACCELERATOR_BLOCK_SIZE))
-
-
-def choose_classes(config: Config, num_examples: np.ndarray) -> tuple[int, ...]:
-  """The size classes: as many as asked for, or as are worth compiling."""
-  return choose_capacities(
-      num_examples, config.engine.num_size_classes or _NUM_SIZE_CLASSES,
-      config.client.batch_size)
-
-
-def slots_of_cohort(
-    config: Config, num_examples: np.ndarray, cohort: int) -> float:
-  """Expected slots of a cohort."""
-  return cohort * num_examples[num_examples > 0].mean() * (
-      1 + config.objective.drawn_negatives)
 
 
 def _interactions_on_devices(
@@ -295,8 +270,11 @@ def make_simulation(
         server_key)
     check_error_feedback(
         num_clients, table, shared, config.compression.error_feedback_limit_gib)
+  device = placement.devices[0]
+  on_cpu = device.platform == 'cpu'
   block_size = choose_block_size(
-      config, placement.devices[0].platform, max_cohort)
+      config, device.platform, max_cohort, num_examples,
+      0 if on_cpu else (device.memory_stats() or {}).get('bytes_limit', 0))
   capacities = choose_classes(config, num_examples)
   rounds_per_call = call_interval(config, max_cohort)
   memory = estimate_memory(

@@ -28,15 +28,17 @@ from fedjaxrec.memory import estimate_memory
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.participation.plan import Plan, make_planner
 from fedjaxrec.participation.samplers import build_sampler
+from fedjaxrec.participation.sizes import (
+    choose_block_size,
+    choose_classes,
+    slots_of_cohort,
+)
 from fedjaxrec.protection import build_protection
 from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.simulation import (
     State,
     call_interval,
-    choose_block_size,
-    choose_classes,
     make_parts,
-    slots_of_cohort,
 )
 from fedjaxrec.study_fields import (
     program_key,
@@ -130,7 +132,8 @@ def member_bytes(
       num_items=num_items, num_interactions=int(num_examples.sum()),
       num_devices=1, capacity=choose_classes(config, num_examples)[-1],
       block_size=choose_block_size(
-          config, jax.default_backend(), max_cohort), max_cohort=max_cohort,
+          config, jax.default_backend(), max_cohort, num_examples),
+      max_cohort=max_cohort,
       rounds_per_call=call_interval(config, max_cohort))
   return needed.total - needed.data
 
@@ -220,7 +223,7 @@ def make_study(
   max_cohort = max(cohorts)
   # As many clients at once on a device as in a single run, whoever's they are.
   block_size = max(1, choose_block_size(
-      first, placement.devices[0].platform, max_cohort) * (
+      first, placement.devices[0].platform, max_cohort, counts[0]) * (
           placement.num_devices) // lanes)
   rounds_per_call = call_interval(first, max_cohort * lanes)
   planners = [

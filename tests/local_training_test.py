@@ -11,7 +11,11 @@ from fedjaxrec.examples import Examples
 from fedjaxrec.local_training import View, make_local_training, num_steps
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.objectives import OBJECTIVES
-from fedjaxrec.optimizers import build_optimizer
+from fedjaxrec.optimizers import (
+    build_item_optimizer,
+    build_optimizer,
+    stands_still,
+)
 from tests import oracles, plain
 
 NUM_ITEMS, DIM, BATCH_SIZE, NUM_NEGATIVES = 40, 3, 4, 2
@@ -54,14 +58,16 @@ def train(problem):
   return run
 
 
-def train_block(problem, objective='bce', l2=0.0, scale=1.0, **client):
+def train_block(problem, objective='bce', l2=0.0, scale=1.0, tile=0,
+                lazy=True, **client):
   config = plain.client(batch_size=BATCH_SIZE, **client)
   run = make_local_training(
       SCORE, OBJECTIVES[objective],
       build_optimizer(config, config.learning_rate),
-      build_optimizer(config, config.item_learning_rate),
+      build_item_optimizer(config),
       batch_size=BATCH_SIZE, epochs=config.epochs, steps=config.steps, l2=l2,
-      proximal_mu=config.proximal_mu)
+      proximal_mu=config.proximal_mu, lazy_items=lazy and stands_still(config),
+      tile_size=tile)
   return train_with(run, problem, scale)
 
 
@@ -85,7 +91,8 @@ def check(problem, result, objective='bce', l2=0.0, scale=1.0, **client):
   steps = config.steps or 3 * config.epochs
   roundings = DIM + 12 + BATCH_SIZE * (1 + NUM_NEGATIVES)
   gain = 1.0
-  if config.optimizer in ('adagrad', 'adam', 'yogi'):
+  if {config.optimizer, config.item_optimizer} & {
+      'adagrad', 'adam', 'yogi', 'rowwise_adagrad'}:
     gain = max(config.learning_rate, config.item_learning_rate) / 1e-3
   atol = oracles.tolerance(steps, roundings, gain)
   for c, count in enumerate(COUNTS):
@@ -126,6 +133,14 @@ def check(problem, result, objective='bce', l2=0.0, scale=1.0, **client):
      'learning_rate': 0.02, 'item_learning_rate': 0.05},
     {'optimizer': 'yogi', 'objective': 'bpr', 'epochs': 2, 'l2': 0.05,
      'learning_rate': 0.02, 'item_learning_rate': 0.02},
+    {'item_optimizer': 'rowwise_adagrad', 'item_learning_rate': 0.02,
+     'l2': 0.05},
+    {'item_optimizer': 'rowwise_adagrad', 'item_learning_rate': 0.02,
+     'l2': 0.05, 'steps': 5, 'scale': 0.5},
+    {'optimizer': 'adam', 'item_optimizer': 'adagrad', 'epochs': 2,
+     'learning_rate': 0.02, 'item_learning_rate': 0.02, 'l2': 0.05},
+    {'item_optimizer': 'momentum', 'item_learning_rate': 0.2, 'epochs': 2,
+     'momentum': 0.5},
 ], ids=lambda case: ' '.join(f'{k}={v}' for k, v in case.items()))
 def test_touched_rows_give_the_numbers_of_the_whole_table(
     problem, train, case):
@@ -153,6 +168,46 @@ def test_a_client_without_examples_does_not_move_at_all(problem, train):
     assert (personal[name][1] != leaf[1]).all()
   for leaf in jax.tree.leaves(contribution):
     np.testing.assert_array_equal(leaf[0], 0)
+
+
+@pytest.mark.parametrize('case', [
+    {}, {'epochs': 2}, {'objective': 'bpr', 'l2': 0.05, 'steps': 4},
+    {'objective': 'squared_error', 'proximal_mu': 0.5},
+    {'item_optimizer': 'rowwise_adagrad', 'item_learning_rate': 0.02,
+     'epochs': 2, 'l2': 0.05},
+], ids=str)
+@pytest.mark.parametrize('tile', [1, 2, 3])
+def test_tiles_sum_up_to_their_batch(problem, train, case, tile):
+  """A tile of 3 cuts no batch of 4, and is the batch."""
+  settings = {'item_learning_rate': 0.7, 'l2': 0.05, **case}
+  check(problem, train(tile=tile, **settings), **settings)
+
+
+@pytest.mark.parametrize('item_optimizer', ['adagrad', 'rowwise_adagrad'])
+def test_a_lazy_step_is_the_step_of_the_whole_local_table(
+    train, item_optimizer):
+  settings = {'item_optimizer': item_optimizer, 'item_learning_rate': 0.02,
+              'epochs': 2, 'l2': 0.05}
+  lazy, whole = (train(lazy=lazy, **settings) for lazy in (True, False))
+  # The same operations on each number, and the same compiler's choices about
+  # them up to an ulp of a step.
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-5, atol=1e-6), lazy, whole)
+
+
+def test_momentum_taken_for_lazy_would_be_seen(problem):
+  """The control: rows that no batch asks for would cease to move."""
+  config = plain.client(
+      batch_size=BATCH_SIZE, epochs=2, item_optimizer='momentum',
+      item_learning_rate=0.7)
+  assert not stands_still(config)
+  result = train_with(make_local_training(
+      SCORE, OBJECTIVES['bce'], build_optimizer(config, config.learning_rate),
+      build_item_optimizer(config), batch_size=BATCH_SIZE, epochs=2,
+      lazy_items=True), problem)
+  with pytest.raises(AssertionError):
+    check(problem, result, epochs=2, item_optimizer='momentum',
+          item_learning_rate=0.7)
 
 
 def test_numbers_of_steps_by_hand():

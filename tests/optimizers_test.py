@@ -1,12 +1,18 @@
 """The optimizers by name, step by step against the papers' formulas."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from fedjaxrec.config import OPTIMIZERS, ServerConfig
-from fedjaxrec.optimizers import build_optimizer, make_schedule
+from fedjaxrec.optimizers import (
+    build_item_optimizer,
+    build_optimizer,
+    make_schedule,
+    stands_still,
+)
 from tests import oracles, plain
 
 # Of all magnitudes against eps, and one parameter that never gets a gradient.
@@ -62,6 +68,47 @@ def test_optax_starts_yogi_above_zero_so_it_would_move():
   """The control: why yogi is not taken as Optax has it by default."""
   steps = run(optax.scale_by_yogi(0.9, 0.99, 1e-3))
   assert np.abs(steps[:, -1]).min() > 1e-4
+
+
+def test_row_wise_adagrad_has_one_number_for_a_row():
+  """Two slots of one batch; the second never gets a gradient."""
+  optimizer = build_optimizer(plain.client(), 0.3, 'rowwise_adagrad')
+  rng = np.random.default_rng(0)
+  gradients = [{'item': rng.normal(size=(2, 1, 3)), 'bias': rng.normal(
+      size=(2, 1))} for _ in range(3)]
+  for gradient in gradients:
+    for leaf in gradient.values():
+      leaf[1] = 0
+  state = optimizer.init(jax.tree.map(jnp.asarray, gradients[0]))
+  assert [x.shape for x in jax.tree.leaves(state)] == [(2, 1), (2, 1)]
+  sums = {'item': 0.0, 'bias': 0.0}
+  for gradient in gradients:
+    step, state = optimizer.update(jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32), gradient), state)
+    for name, leaf in gradient.items():
+      sums[name] += np.mean(leaf[0]**2)
+      np.testing.assert_allclose(
+          step[name][0], -0.3 * leaf[0] / (np.sqrt(sums[name]) + 1e-3),
+          rtol=1e-5)
+      np.testing.assert_array_equal(step[name][1], 0)
+
+
+def test_rows_and_the_rest_may_have_two_optimizers():
+  config = plain.client(
+      optimizer='adam', item_optimizer='sgd', item_learning_rate=0.5)
+  np.testing.assert_allclose(
+      run(build_item_optimizer(config))[0], -0.5 * GRADIENTS[0]['x'], rtol=1e-6)
+  assert stands_still(config)
+  assert not stands_still(plain.client(optimizer='adam'))
+  assert stands_still(plain.client(optimizer='adagrad'))
+
+
+def test_row_wise_steps_refuse_a_pull_on_every_row():
+  with pytest.raises(ValueError, match=(
+      r'client\.item_optimizer=rowwise_adagrad with client\.proximal_mu=0\.1')):
+    plain.client(item_optimizer='rowwise_adagrad', proximal_mu=0.1)
+  with pytest.raises(ValueError, match=r'client\.item_optimizer'):
+    plain.client(item_optimizer='lamb')
 
 
 @pytest.mark.parametrize('kind', ['constant', 'cosine', 'exponential'])

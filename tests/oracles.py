@@ -146,6 +146,10 @@ def optimizer_step(name, gradient, state, learning_rate, momentum=0.9, b1=0.9,
     elif name == 'adagrad':
       v[leaf] = v[leaf] + g**2
       direction = g / (np.sqrt(v[leaf]) + eps)
+    elif name == 'rowwise_adagrad':  # v: the same number all along a row.
+      v[leaf] = np.array([
+          old + np.mean(row**2) for old, row in zip(v[leaf], g)])
+      direction = g / (np.sqrt(v[leaf]) + eps)
     else:
       m[leaf] = b1 * m[leaf] + (1 - b1) * g
       if name == 'adam':
@@ -172,7 +176,7 @@ class Client(NamedTuple):
 
 
 def train_client(table, shared, personal, rows, labels, *, objective='bce',
-                 l2=0.0, optimizer='sgd', learning_rate=0.1,
+                 l2=0.0, optimizer='sgd', item_optimizer='', learning_rate=0.1,
                  item_learning_rate=0.1, momentum=0.9, epochs=1, steps=0,
                  batch_size=64, proximal_mu=0.0, learning_rate_scale=1.0):
   """Trains one client on a copy of everything; returns (Client, personal).
@@ -199,11 +203,12 @@ def train_client(table, shared, personal, rows, labels, *, objective='bce',
     g_table = add(g_table, add(table, start_table, -1), proximal_mu)
     g_shared = add(g_shared, add(shared, start_shared, -1), proximal_mu)
     moved = []
-    for tree, gradient, state, rate in zip(
+    for name, tree, gradient, state, rate in zip(
+        (item_optimizer or optimizer, optimizer, optimizer),
         (table, shared, personal), (g_table, g_shared, g_personal), states,
         (item_learning_rate, learning_rate, learning_rate)):
       update, new_state = optimizer_step(
-          optimizer, gradient, state, rate * learning_rate_scale, momentum)
+          name, gradient, state, rate * learning_rate_scale, momentum)
       state.update(new_state)
       moved.append(add(tree, update))
     table, shared, personal = moved

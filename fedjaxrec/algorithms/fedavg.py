@@ -12,7 +12,13 @@ from fedjaxrec.examples import draw_examples
 from fedjaxrec.local_training import make_local_training
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.objectives import OBJECTIVES
-from fedjaxrec.optimizers import build_optimizer, make_schedule
+from fedjaxrec.optimizers import (
+    build_item_optimizer,
+    build_optimizer,
+    make_schedule,
+    stands_still,
+)
+from fedjaxrec.participation.plan import choose_tile
 from fedjaxrec.server import make_server
 
 
@@ -44,9 +50,10 @@ def make_fedavg(
   train = make_local_training(
       recommender.score, OBJECTIVES[objective.name],
       build_optimizer(client, client.learning_rate),
-      build_optimizer(client, client.item_learning_rate),
+      build_item_optimizer(client),
       batch_size=client.batch_size, epochs=client.epochs, steps=client.steps,
-      l2=objective.l2, proximal_mu=client.proximal_mu)
+      l2=objective.l2, proximal_mu=client.proximal_mu,
+      lazy_items=stands_still(client), tile_size=choose_tile(client.batch_size))
   # Noise and secure sums hide who touched a row: nothing may depend on it.
   hidden = config.privacy.enabled or config.secure.is_on
   normalization = server.row_normalization

@@ -38,15 +38,23 @@ class Leaf(NamedTuple):
 
   Attributes:
     shape: Of a row of the item table, or of the whole shared leaf.
-    dtype: NumPy dtype.
+    dtype: NumPy dtype, of what is sent up: deltas.
+    down: NumPy dtype of what is sent down, where it is another: tables may be
+      of 16 bits, and deltas are of 32.
   """
   shape: tuple[int, ...]
   dtype: np.dtype
+  down: np.dtype | None = None
 
   @property
   def size(self) -> int:
     """Numbers in it."""
     return math.prod(self.shape)
+
+  @property
+  def dtype_down(self) -> np.dtype:
+    """NumPy dtype of what is sent down."""
+    return self.dtype if self.down is None else self.down
 
 
 class Layout(NamedTuple):
@@ -376,9 +384,9 @@ def _decode_values(config, leaf, count: int, reader: _Reader) -> np.ndarray:
 
 def download_bytes(num_rows: Any, layout: Layout) -> np.ndarray:
   """Returns the length of `encode_download`'s message: int64."""
-  row = sum(leaf.size * leaf.dtype.itemsize for leaf in layout.item)
+  row = sum(leaf.size * leaf.dtype_down.itemsize for leaf in layout.item)
   return np.asarray(num_rows, np.int64) * row + sum(
-      leaf.size * leaf.dtype.itemsize for leaf in layout.shared)
+      leaf.size * leaf.dtype_down.itemsize for leaf in layout.shared)
 
 
 def encode_download(
@@ -408,8 +416,8 @@ def decode_download(
   reader = _Reader(message)
 
   def read(leaf, leading):
-    size = math.prod(leading) * leaf.size * leaf.dtype.itemsize
-    return np.frombuffer(reader.take(size), leaf.dtype).reshape(
+    size = math.prod(leading) * leaf.size * leaf.dtype_down.itemsize
+    return np.frombuffer(reader.take(size), leaf.dtype_down).reshape(
         (*leading, *leaf.shape))
 
   item = [read(leaf, (max(num_rows, 0),)) for leaf in layout.item]

@@ -60,9 +60,16 @@ def make_layout(item_table: Any, shared: Any, num_items: int) -> Layout:
     num_items: Items in the catalogue.
   """
   def leaves(tree, first):
-    return tuple(Leaf(tuple(x.shape[first:]), np.dtype(x.dtype))
-                 for x in jax.tree.leaves(tree))
+    return tuple(
+        Leaf(tuple(x.shape[first:]), _delta_dtype(x.dtype), np.dtype(x.dtype))
+        for x in jax.tree.leaves(tree))
   return Layout(num_items, leaves(item_table, 1), leaves(shared, 0))
+
+
+def _delta_dtype(dtype: Any) -> np.dtype:
+  """Of a parameter's deltas: float32 for bfloat16, which is for rest alone."""
+  dtype = np.dtype(dtype)
+  return np.dtype(np.float32) if dtype.name == 'bfloat16' else dtype
 
 
 def bytes_by_client(
@@ -129,12 +136,14 @@ def communication_summary(
   up = mean(lambda rows: wire_bytes(compression, rows, layout))
   down = mean(lambda rows: download_bytes(rows, layout))
   # A dense upload names no rows.
-  row_bytes = int(download_bytes(1, layout) - download_bytes(0, layout))
+  row_bytes, shared_bytes = (
+      sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+      for leaves in (layout.item, layout.shared))
   summary = {
       'uplink_bytes_per_client': up,
       'downlink_bytes_per_client': down,
       'dense_uplink_bytes_per_client': float(
-          download_bytes(0, layout) + num_items * row_bytes),
+          shared_bytes + num_items * row_bytes),
       'total_bytes': (up + down) * total,
   }
   if compression.is_on:

@@ -9,6 +9,7 @@ TABLE_DTYPES = ('float32', 'bfloat16')
 ALGORITHMS = ('fedavg',)
 OBJECTIVES = ('bce', 'bpr', 'squared_error')
 OPTIMIZERS = ('sgd', 'momentum', 'adagrad', 'adam', 'yogi')
+ITEM_OPTIMIZERS = ('', *OPTIMIZERS, 'rowwise_adagrad')
 ROW_NORMALIZATIONS = ('mean', 'sum', 'contributors')
 SCHEDULES = ('constant', 'cosine', 'exponential')
 SAMPLERS = ('uniform', 'poisson', 'shuffled', 'cyclic', 'cyclic_poisson',
@@ -104,6 +105,13 @@ class ClientConfig:
   Attributes:
     optimizer: sgd, momentum, adagrad, adam or yogi, with b1=0.9, b2=0.99 and
       eps=1e-3; its state lasts one round.
+    item_optimizer: The item rows' own optimizer, or empty for `optimizer`; also
+      rowwise_adagrad (one accumulator a row). With sgd, adagrad and
+      rowwise_adagrad a step costs its batch; with momentum, adam and yogi the
+      client's whole local table, every row of which goes on moving.
+      rowwise_adagrad keeps 1 number of state for the `dim` of adagrad, which
+      pays with epochs or steps above 1; in a single epoch a row is stepped
+      once, and neither keeps any.
     learning_rate: Learning rate of the personal and shared parameters.
     item_learning_rate: Learning rate of the item rows. The loss is a mean over
       the batch and an item stands in it once, so this is usually higher.
@@ -117,6 +125,7 @@ class ClientConfig:
     final_fraction: Learning rate at the last round over the first's.
   """
   optimizer: str = 'sgd'
+  item_optimizer: str = ''
   learning_rate: float = 7.0
   item_learning_rate: float = 60.0
   momentum: float = 0.9
@@ -130,6 +139,7 @@ class ClientConfig:
   def __post_init__(self):
     check_types(self, 'client')
     one_of('client.optimizer', self.optimizer, OPTIMIZERS)
+    one_of('client.item_optimizer', self.item_optimizer, ITEM_OPTIMIZERS)
     one_of('client.schedule', self.schedule, SCHEDULES)
     above('client.learning_rate', self.learning_rate, 0)
     at_least('client.item_learning_rate', self.item_learning_rate, 0)
@@ -140,6 +150,12 @@ class ClientConfig:
     above('client.final_fraction', self.final_fraction, 0)
     if not 0 <= self.momentum < 1:
       raise ValueError(f'client.momentum={self.momentum} must lie in [0, 1).')
+    if self.item_optimizer == 'rowwise_adagrad' and self.proximal_mu:
+      raise ValueError(
+          f'client.item_optimizer=rowwise_adagrad with client.proximal_mu='
+          f'{self.proximal_mu}: the proximal term pulls every row at every '
+          'step, and a row-wise optimizer steps only those of a batch; use '
+          'client.item_optimizer=adagrad, or client.proximal_mu=0.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

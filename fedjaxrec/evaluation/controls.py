@@ -80,6 +80,9 @@ def train_local_only(
   """
   counts = train.counts[clients]
   num_items = train.num_items
+  # A table of 16 bits is for the server's rest; a copy of its own is trained.
+  server = server._replace(item_table=jax.tree.map(
+      lambda x: np.asarray(x, np.float32), server.item_table))
 
   train_block = _make_train_block(
       algorithm.draw, algorithm.client_update, algorithm.learning_rate_scale,

@@ -11,6 +11,8 @@ import jax
 
 from fedjaxrec import config as config_lib
 from fedjaxrec.config import Config, EvaluationConfig, ParallelConfig
+from fedjaxrec.data.cache import cache_folder
+from fedjaxrec.data.memory_map import map_training_arrays
 from fedjaxrec.data.sources import load_split
 from fedjaxrec.data.splits import Split
 from fedjaxrec.memory import check_memory
@@ -223,6 +225,8 @@ def load_data(config: Config) -> Split:
 
 def _build(config: Config) -> Run:
   split = load_data(config)
+  if config.engine.data == 'host':
+    split = _map_training_part(config, split)
   train_part = split.train
   private = None if config.secure.noise != 'none' else (
       private_runs.prepare(config, train_part))
@@ -241,6 +245,14 @@ def _build(config: Config) -> Run:
   return Run(
       config, split, simulation, make_evaluator(config, split, simulation),
       private, secure)
+
+
+def _map_training_part(config: Config, split: Split) -> Split:
+  """The same split, whose training items and ratings lie in files."""
+  items, ratings = map_training_arrays(
+      split.train, cache_folder(config.data.cache_dir))
+  return dataclasses.replace(split, train=dataclasses.replace(
+      split.train, items=items, ratings=ratings))
 
 
 def _check_same_run(config: Config, workdir: pathlib.Path) -> None:

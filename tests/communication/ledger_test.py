@@ -1,5 +1,6 @@
 """Bytes between a client and the server, by hand."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +10,11 @@ from fedjaxrec.communication import (
     communication_summary,
     make_layout,
     touched_rows,
+)
+from fedjaxrec.communication.encoding import (
+    decode_download,
+    download_bytes,
+    encode_download,
 )
 from fedjaxrec.config import CompressionConfig
 
@@ -93,3 +99,29 @@ def test_rounds_add_up_what_their_clients_send():
       bytes_by_round(traffic, [np.array([0, 2]), np.array([], int)]),
       [[180, 120], [0, 0]])
   assert bytes_by_round(traffic, []).shape == (0, 2)
+
+
+def test_a_table_of_16_bits_is_downloaded_as_such_and_its_deltas_are_not():
+  """17 numbers a row: 2 bytes each down, 4 up with 4 more for the index."""
+  shared = {'bias': np.zeros((), np.float32)}
+  tables = [{'item': jnp.zeros((100, 16), dtype), 'item_bias': jnp.zeros(
+      100, dtype)} for dtype in (jnp.bfloat16, jnp.float32)]
+  half, whole = (communication_summary(
+      table, shared, np.array([10]), np.array([2]), 100) for table in tables)
+  assert half == {
+      'uplink_bytes_per_client': 10 * (17 * 4 + 4) + 4,
+      'downlink_bytes_per_client': 10 * 17 * 2 + 4,
+      'dense_uplink_bytes_per_client': 100 * 17 * 4 + 4,
+      'total_bytes': 2 * (10 * (17 * 6 + 4) + 8)}
+  assert whole['downlink_bytes_per_client'] == 10 * 17 * 4 + 4
+  assert {name for name in half if half[name] != whole[name]} == {
+      'downlink_bytes_per_client', 'total_bytes'}
+
+
+def test_a_download_of_16_bits_is_written_and_read_at_its_length():
+  table = {'item': jnp.arange(24, dtype=jnp.bfloat16).reshape(8, 3)}
+  layout = make_layout(table, {}, 8)
+  rows = np.asarray(table['item'])[[5, 1]]
+  message = encode_download([rows], [])
+  assert len(message) == download_bytes(2, layout) == 2 * 3 * 2
+  np.testing.assert_array_equal(decode_download(layout, message)[0][0], rows)

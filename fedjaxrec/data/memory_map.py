@@ -1,0 +1,94 @@
+"""Training arrays in files of their own, opened where they lie.
+
+For `engine.data=host`: a population's items and ratings are written once to the
+cache, and read by the operating system as rounds ask for them, so that they
+need not be held in memory.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+from absl import logging
+
+from fedjaxrec.data.interactions import Interactions
+
+_FOLDER = 'mapped'
+
+
+def map_training_arrays(
+    train: Interactions, folder: pathlib.Path
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the items and ratings of a training part, memory-mapped.
+
+  Args:
+    train: The training part.
+    folder: The cache's folder. Files are named by what is in them, written
+      whole or not at all, and opened read-only; a file that is not of the right
+      length and type is written anew. Where none can be written, a warning, and
+      the arrays as they are.
+
+  Returns:
+    items int32 [num_interactions] and ratings float32, in the order given.
+  """
+  arrays = train.items, train.ratings
+  name = _digest(train)
+  try:
+    return tuple(
+        _mapped(folder / _FOLDER / f'{name}.{kind}.npy', array)
+        for kind, array in zip(('items', 'ratings'), arrays, strict=True))
+  except OSError as error:
+    logging.warning(
+        'data.cache_dir=%s cannot be written (%s); the training data stay in '
+        'memory. Set --data.cache_dir to a folder with room.', folder, error)
+    return arrays
+
+
+def _digest(train: Interactions) -> str:
+  # Of the arrays as they lie: equal content in another order is another file.
+  digest = hashlib.sha256()
+  for array in (train.offsets, train.items, train.ratings):
+    digest.update(f'{array.dtype}{array.shape}'.encode())
+    digest.update(np.ascontiguousarray(array).data)
+  return digest.hexdigest()[:32]
+
+
+def _mapped(path: pathlib.Path, array: np.ndarray) -> np.ndarray:
+  if not len(array):
+    return array  # Nothing can be mapped of nothing.
+  found = _open(path, array)
+  if found is None:
+    _write(path, array)
+    found = _open(path, array)
+  if found is None:
+    raise OSError(f'{path} cannot be read back')
+  return found
+
+
+def _open(path: pathlib.Path, like: np.ndarray) -> np.ndarray | None:
+  try:
+    found = np.load(path, mmap_mode='r', allow_pickle=False)
+  except (FileNotFoundError, ValueError, EOFError):
+    return None
+  whole = found.shape == like.shape and found.dtype == like.dtype
+  return found if whole else None
+
+
+def _write(path: pathlib.Path, array: np.ndarray) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(
+      dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
+  try:
+    with os.fdopen(handle, 'wb') as file:
+      np.save(file, array)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)
+    raise
