@@ -278,3 +278,32 @@ def test_an_audit_through_the_engine_needs_the_noise():
     bounds[multiplier] = found
   assert not bounds[1.0].refuted and 0 < bounds[1.0].lower_bound <= claimed
   assert bounds[1e-3].refuted
+
+
+@pytest.mark.parametrize('mechanism', ['banded', 'blt', 'amplified'])
+def test_no_client_comes_more_often_than_the_strategy_allows_for(mechanism):
+  """The sensitivity, from who really came: |C x| of each client's rounds x.
+
+  Where rounds are sampled within groups, each turn is a release of its own, and
+  a client's turns must not meet in C.
+  """
+  simulation, private = make(MECHANISMS[mechanism])
+  strategy = private.strategy
+  column = strategy.coefficients
+  if len(strategy.decay):
+    column = coefficients_of_buffers(strategy.decay, strategy.scale, ROUNDS)
+  matrix = np.array([[column[i - j] if i >= j else 0 for j in range(ROUNDS)]
+                     for i in range(ROUNDS)])
+  came = np.zeros((NUM_CLIENTS, ROUNDS))
+  for r in range(ROUNDS):
+    came[simulation.sampler(r), r] = 1
+  if mechanism == 'amplified':
+    for rounds in came:
+      meets = matrix[:, rounds > 0] != 0
+      assert (meets.sum(1) <= 1).all()
+    worst = np.linalg.norm(matrix, axis=0).max()
+  else:
+    worst = np.linalg.norm(came @ matrix.T, axis=1).max()
+  assert worst == pytest.approx(strategy.sensitivity, rel=1e-6)
+  # The control: a client who came in every round would pass it.
+  assert np.linalg.norm(matrix.sum(1)) > 1.2 * strategy.sensitivity

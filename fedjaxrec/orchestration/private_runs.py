@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from fedjaxrec.algorithms.dpals import describe_noise
 from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.participation.samplers import build_sampler
@@ -150,7 +151,8 @@ def choose_head(
   weight = np.ones(train.num_interactions)
   if plan.config.head_source == 'private':
     weight = np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts)
-  popularity = np.bincount(train.items, weight, train.num_items)
+  popularity: np.ndarray = np.bincount(
+      train.items, weight, train.num_items).astype(np.float64)
   if plan.config.head_source == 'private':
     noise = np.random.default_rng([_HEAD_STREAM, seed])
     popularity = popularity + noise.normal(
@@ -241,6 +243,8 @@ def describe(
   if private is None:
     return None
   said = private.plan.summary()
+  if private.config.algorithm.name == 'dpals':
+    said |= describe_noise(private.config)
   said['rejected'] = sum(line.get('rejected', 0) for line in lines)
   if private.strategy is not None:
     said['strategy_sensitivity'] = private.strategy.sensitivity

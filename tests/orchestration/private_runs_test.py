@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from fedjaxrec.orchestration import experiment, private_runs
+from fedjaxrec.orchestration.study_runs import Options
+from fedjaxrec.orchestration.sweep import run_sweep
 from fedjaxrec.privacy import explain, ledger
 from fedjaxrec.privacy.ledger import BudgetExceededError, LedgerError
-from fedjaxrec.reports import run_directory
+from fedjaxrec.reports import run_directory, sweep_directory
 from tests.small_runs import (
   assert_same_run,
   make_config,
@@ -170,6 +172,8 @@ def test_overwriting_a_run_begins_its_ledger_anew(copy, private):
       'privacy.mechanism': 'banded', 'privacy.bands': 2}, 'cohort.groups=3'),
     ({'privacy.deployment_cohort': 5}, 'deployment_cohort=5'),
     ({'privacy.head_items': 60}, 'privacy.head_items=60'),
+    ({'privacy.release_counts': True,
+      'server.row_normalization': 'contributors'}, 'release_counts=True'),
 ])
 def test_what_is_unsound_is_refused_before_anything_is_written(
     changes, words, tmp_path):
@@ -251,3 +255,19 @@ def test_the_cohort_is_described_as_the_sampler_makes_it():
     assert private_runs.describe_cohort(config, TRAIN.counts) == (40, expected)
   num_clients, cohort = private_runs.describe_cohort(CONFIG, TRAIN.counts)
   assert num_clients == 40 and 10 < cohort.cap <= 40
+
+
+def test_every_member_of_a_sweep_keeps_its_own_budget(tmp_path):
+  """Two budgets in one program: each has its noise, its ledger, its section."""
+  run_sweep(
+      make_config(CHANGES | {'rounds': 2}), ['privacy.epsilon=2,8'], '0',
+      tmp_path / 'sweep', options=Options(show_progress=False))
+  stddevs = []
+  for place, budget in enumerate((2.0, 8.0)):
+    folder = sweep_directory.member_folder(tmp_path / 'sweep', place)
+    said = run_directory.read_json(folder / 'summary.json')['privacy']
+    explained = explain.explain(folder, said['ledger']['head'])
+    assert 0.99 * budget < explained['epsilon'] <= budget
+    assert explained['rounds'] == 2 and explained['within_budget']
+    stddevs.append(said['noise_stddev_items'])
+  assert stddevs[0] > 1.5 * stddevs[1]
