@@ -40,13 +40,23 @@ class Algorithm(NamedTuple):
     learning_rate_scale: round_index -> the clients' factor.
     weight_by_examples: Whether a client's weight is its number of interactions;
       otherwise 1.
-    score: The recommender's score, for evaluation.
+    score: The recommender's score, for evaluation; the rows of a `ByItem` in
+      personal are those of item_rows.
+    aggregated_score: The score of the one model for all, where it is not
+      `score` with the mean of the personal parameters. None: it is.
     broadcast: ServerState -> what every client downloads whole.
     empty_contribution: ServerState -> zeros of what the cohort sums up to:
       (item leaves [num_items, ...], whole leaves).
     mix_clients: (ServerState, personal of all clients) -> the same two, after
       the server's step: for servers that see more than the sum, each client's
       upload, which a secure sum would not let them. None for the others.
+    refit: (View, examples, num_examples) -> personal: a block of clients fitted
+      to the shared model as it is, for evaluation and for clients that did not
+      train. None where a client's parameters come from its rounds.
+    touched_rows: int array of clients' interactions -> item rows that each
+      touches in a round; None: its items and their drawn negatives.
+    not_alone: Why the control without federation says nothing here; empty where
+      contributions are deltas, which a client can add up by itself.
   """
   init_server: Callable[[jax.Array], ServerState]
   init_personal: Callable[[jax.Array], PyTree]
@@ -56,6 +66,7 @@ class Algorithm(NamedTuple):
   learning_rate_scale: Callable[[jax.Array], jax.Array]
   weight_by_examples: bool
   score: Callable[[PyTree, PyTree, PyTree], jax.Array]
+  aggregated_score: Callable[[PyTree, PyTree, PyTree], jax.Array] | None = None
   broadcast: Callable[[ServerState], PyTree] = lambda server: server.shared
   empty_contribution: Callable[[ServerState], tuple[PyTree, PyTree]] = (
       lambda server: jax.tree.map(
@@ -64,6 +75,9 @@ class Algorithm(NamedTuple):
   mix_clients: (
       Callable[[ServerState, PyTree], tuple[ServerState, PyTree]] | None
   ) = None
+  refit: Callable[..., PyTree] | None = None
+  touched_rows: Callable[[Any], Any] | None = None
+  not_alone: str = ''
 
 
 class WithMemory(NamedTuple):

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjaxrec.blocks import Algorithm
+from fedjaxrec.blocks import Algorithm, WithMemory
 from fedjaxrec.config import Config
+from fedjaxrec.population import is_by_item
 from fedjaxrec.uplink import Uplink
 
 PyTree = Any
@@ -91,6 +92,8 @@ def estimate_memory(
   table, shared = jax.eval_shape(algorithm.empty_contribution, server)
   slots = num_items if uplink.is_dense else capacity * (
       1 + config.objective.drawn_negatives)
+  if algorithm.touched_rows is not None and not uplink.is_dense:
+    slots = int(algorithm.touched_rows(np.array([capacity]))[0])
   per_client = slots * size_of(table) // num_items + size_of(shared)
   clients = -(-num_clients // num_devices)
   copies = _BLOCK_COPIES + (0 if uplink.is_plain else _CHAIN_COPIES)
@@ -101,6 +104,35 @@ def estimate_memory(
       step=(1 + _TABLE_COPIES) * (size_of(table) + size_of(shared)),
       block=copies * block_size * (per_client + slots * 9 + own),
       plan=4 * rounds_per_call * (max_cohort + block_size))
+
+
+def check_personal_tables(
+    algorithm: Algorithm, num_clients: int, limit_gib: float
+) -> None:
+  """Refuses item tables of all clients that would not fit.
+
+  Args:
+    algorithm: What clients keep; a memory of error feedback has its own limit.
+    num_clients: Clients in the population.
+    limit_gib: personalization.table_limit_gib.
+
+  Raises:
+    ValueError: If they are larger.
+  """
+  own = jax.eval_shape(
+      algorithm.init_personal, jax.eval_shape(lambda: jax.random.key(0)))
+  if isinstance(own, WithMemory):
+    own = own.personal
+  size = num_clients * sum(
+      size_of(x) for x in jax.tree.leaves(own, is_leaf=is_by_item)
+      if is_by_item(x)) / _GIB
+  if size > limit_gib:
+    raise ValueError(
+        f'num_clients={num_clients} with an item table each need {size:.2f} '
+        f'GiB, above personalization.table_limit_gib={limit_gib}; raise that '
+        'where the memory is there, lower model.dim, use fewer clients, or an '
+        'algorithm without tables of the clients (fedavg, fedper, fedrep, '
+        'fedrecon).')
 
 
 def check_memory(memory: Memory, available: int, what: str) -> None:

@@ -149,7 +149,8 @@ def gather_clients(
       jnp.where(mine, data.labels.at[place].get(mode='clip'), 0.0))
 
 
-def _is_by_item(x: Any) -> bool:
+def is_by_item(x: Any) -> bool:
+  """Whether a part of the personal parameters has one row an item."""
   return isinstance(x, ByItem)
 
 
@@ -167,13 +168,13 @@ def gather_personal(
     Leaves [B, ...]; in a ByItem [*rows.shape, ...], zeros in unused slots.
   """
   def gather(x):
-    if _is_by_item(x):
+    if is_by_item(x):
       who = members.reshape(-1, *[1] * (rows.ndim - 1))
       return jax.tree.map(
           lambda leaf: leaf.at[who, rows].get(mode='fill', fill_value=0), x)
     return x.at[members].get(mode='clip')
 
-  return jax.tree.map(gather, personal, is_leaf=_is_by_item)
+  return jax.tree.map(gather, personal, is_leaf=is_by_item)
 
 
 def scatter_personal(
@@ -181,13 +182,13 @@ def scatter_personal(
 ) -> PyTree:
   """Undoes `gather_personal`; what is padding or unused goes nowhere."""
   def scatter(x, part):
-    if _is_by_item(x):
+    if is_by_item(x):
       who = members.reshape(-1, *[1] * (rows.ndim - 1))
       return jax.tree.map(
           lambda leaf, mine: leaf.at[who, rows].set(mine, mode='drop'), x, part)
     return x.at[members].set(part, mode='drop')
 
-  return jax.tree.map(scatter, personal, new, is_leaf=_is_by_item)
+  return jax.tree.map(scatter, personal, new, is_leaf=is_by_item)
 
 
 def make_init_personal(

@@ -15,13 +15,18 @@ import numpy as np
 import optax
 
 from fedjaxrec import parallel, population, rounds
+from fedjaxrec.algorithms.leaky_negatives import draw_from_pool
 from fedjaxrec.algorithms.messages import message_size
 from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.blocks import Algorithm, WithMemory
 from fedjaxrec.config import Config
 from fedjaxrec.hosted_clients import make_cohort_reader
 from fedjaxrec.hosted_rounds import SumOnHost, make_hosted_execute
-from fedjaxrec.memory import Memory, estimate_memory
+from fedjaxrec.memory import (
+    Memory,
+    check_personal_tables,
+    estimate_memory,
+)
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.participation.plan import Plan, make_planner
@@ -33,6 +38,7 @@ from fedjaxrec.participation.sizes import (
 )
 from fedjaxrec.population import ClientData
 from fedjaxrec.protection import build_protection
+from fedjaxrec.refit import Refit, make_refit
 from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.server import ServerState
 from fedjaxrec.transforms.correlated_noise import Strategy
@@ -88,6 +94,8 @@ class Simulation(NamedTuple):
     sampler: round_index -> client ids: who is invited.
     key: The key of the clients' draws.
     memory: What it needs of each device, estimated.
+    refit: (ServerState, personal by client) -> personal by client, fitted to
+      the shared model; None where the algorithm has no such step.
   """
   init: Callable[[], State]
   run: Callable[[State, int, int], tuple[State, RoundMetrics]]
@@ -108,6 +116,7 @@ class Simulation(NamedTuple):
   sampler: Sampler
   key: jax.Array
   memory: Memory
+  refit: Refit | None = None
 
 
 def call_interval(config: Config, max_cohort: int) -> int:
@@ -159,6 +168,7 @@ def make_parts(
     expected_cohort: float | None = None,
     server_transform: optax.GradientTransformation | None = None,
     transform_algorithm: Callable[[Algorithm], Algorithm] = lambda a: a,
+    held_out: np.ndarray | None = None,
 ) -> Parts:
   """Builds what a run computes; pure, so it may be called while tracing.
 
@@ -172,11 +182,12 @@ def make_parts(
     expected_cohort: See there.
     server_transform: See there.
     transform_algorithm: See there.
+    held_out: See there.
   """
-  algorithm = transform_algorithm(
+  algorithm = transform_algorithm(draw_from_pool(
       build_algorithm(
           config, recommender, num_items, server_transform=server_transform,
-          expected_cohort=expected_cohort))
+          expected_cohort=expected_cohort), config, held_out, num_items))
   if uplink is None:
     uplink = PLAIN if client_transform is None else Uplink(
         transform=lambda key, *_: client_transform(key))
@@ -210,6 +221,7 @@ def make_simulation(
     transform_algorithm: Callable[[Algorithm], Algorithm] = lambda a: a,
     open_rows: np.ndarray | None = None,
     strategy: Strategy | None = None,
+    held_out: np.ndarray | None = None,
     sum_on_host: SumOnHost | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Simulation:
@@ -232,6 +244,8 @@ def make_simulation(
     open_rows: bool [num_items]: the only rows that travel, where
       privacy.head_items asks for it.
     strategy: The matrix of privacy.mechanism=banded and blt.
+    held_out: int32 [num_clients, n]: items that are spared as negatives, only
+      for objective.negative_pool=pfedrec-leaky; num_items for none.
     sum_on_host: Sums a round's messages, for the secure levels that do it
       outside the compiled round.
     devices: Devices to choose from; None: all, of all processes.
@@ -263,7 +277,9 @@ def make_simulation(
       config, recommender, num_items, client_transform=client_transform,
       uplink=uplink, expected_cohort=expected_cohort,
       server_transform=server_transform,
-      transform_algorithm=transform_algorithm)
+      transform_algorithm=transform_algorithm, held_out=held_out)
+  check_personal_tables(
+      algorithm, num_clients, config.personalization.table_limit_gib)
   if uplink.has_memory:
     table, shared = jax.eval_shape(
         lambda key: algorithm.empty_contribution(algorithm.init_server(key)),
@@ -346,7 +362,7 @@ def make_simulation(
     return State(server, personal), metrics
 
   ahead = concurrent.futures.ThreadPoolExecutor(1)
-  planned_ahead = {}
+  planned_ahead: dict[int, concurrent.futures.Future] = {}
 
   def run(state, first_round, num_rounds):
     # The next call's plan is made, and its cohorts read and sent, while the
@@ -399,4 +415,6 @@ def make_simulation(
   return Simulation(
       init, run, plan, execute, temporary_bytes, restore, personal_by_client,
       clients_by_client, shapes, rounds_per_call, algorithm, placement,
-      capacities, block_size, max_cohort, sampler, client_key, memory)
+      capacities, block_size, max_cohort, sampler, client_key, memory,
+      make_refit(algorithm, offsets, items, labels, num_items, capacities,
+                 block_size, client_key))

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fedjaxrec import parallel, population, rounds
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
-from fedjaxrec.memory import estimate_memory
+from fedjaxrec.memory import check_personal_tables, estimate_memory
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.participation.plan import Plan, make_planner
 from fedjaxrec.participation.samplers import build_sampler
@@ -34,6 +34,7 @@ from fedjaxrec.participation.sizes import (
     slots_of_cohort,
 )
 from fedjaxrec.protection import build_protection
+from fedjaxrec.refit import Refit, make_refit
 from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.simulation import (
     State,
@@ -65,6 +66,7 @@ class Member(NamedTuple):
       share it, and so what is compiled with it.
     placement: The devices.
     key: The key of the clients' draws.
+    refit: As `Simulation.refit`.
   """
   init: Callable[[], State]
   personal_by_client: Callable[[State], PyTree]
@@ -72,6 +74,7 @@ class Member(NamedTuple):
   algorithm: Algorithm
   placement: parallel.Placement
   key: jax.Array
+  refit: Refit | None = None
 
 
 class Study(NamedTuple):
@@ -254,6 +257,9 @@ def make_study(
     check_error_feedback(
         num_clients * num_members, table, shared,
         first.compression.error_feedback_limit_gib)
+  check_personal_tables(
+      known.algorithm, num_clients * num_members,
+      first.personalization.table_limit_gib)
   visit_touched_rows = (
       known.algorithm.server.rows_stand_still and known.uplink.codec is None
       and max(slots_of_cohort(first, count, max_cohort)
@@ -346,13 +352,16 @@ def make_study(
     config = configs[index]
     values = tuple(read_field(config, name) for name in varied)
     parts = build(config)
+    offsets, items, labels = training[index]
     return Member(
         lambda: jax.tree.map(lambda x: x[index], start()),
         lambda state: (state.personal.personal if parts.uplink.has_memory
                        else state.personal),
         lambda state: state.personal,
         algorithms.setdefault(values, parts.algorithm), placement,
-        parts.client_key)
+        parts.client_key,
+        make_refit(parts.algorithm, offsets, items, labels, num_items,
+                   capacities, block_size, parts.client_key))
 
   return Study(
       init, plan, execute, run, restore, to_host,

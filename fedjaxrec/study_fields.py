@@ -16,6 +16,8 @@ from fedjaxrec.config import Config, to_dict
 TRACEABLE = (
     'client.final_fraction', 'client.item_learning_rate',
     'client.learning_rate', 'client.momentum', 'client.proximal_mu',
+    'fcf.alpha', 'fcf.regularization', 'ials.frequency_exponent',
+    'ials.regularization', 'ials.unobserved_weight',
     'objective.l2', 'server.b1', 'server.b2', 'server.eps',
     'server.final_fraction', 'server.learning_rate', 'server.momentum',
 )

@@ -16,12 +16,16 @@ from fedjaxrec.config import (
   Config,
   DataConfig,
   DittoConfig,
+  DPALSConfig,
   EngineConfig,
   EvaluationConfig,
+  FCFConfig,
+  FedMFConfig,
   FedRAPConfig,
   FedReconConfig,
   FedRepConfig,
   GPFedRecConfig,
+  IALSConfig,
   ModelConfig,
   ObjectiveConfig,
   ParallelConfig,
@@ -39,6 +43,20 @@ INF = float('inf')
 
 # Class, arguments, and the `name=value` that the message must hold.
 REFUSED = [
+  (IALSConfig, {'unobserved_weight': -0.1}, 'ials.unobserved_weight=-0.1'),
+  (IALSConfig, {'regularization': 0.0}, 'ials.regularization=0.0'),
+  (IALSConfig, {'frequency_exponent': -1.0}, 'ials.frequency_exponent=-1.0'),
+  (DPALSConfig, {'items_per_client': 0}, 'dpals.items_per_client=0'),
+  (DPALSConfig, {'sampling': 'all'}, "dpals.sampling='all'"),
+  (DPALSConfig, {'adaptive_exponent': 0.5}, 'dpals.adaptive_exponent=0.5'),
+  (DPALSConfig, {'item_fraction': 0.0}, 'dpals.item_fraction=0.0'),
+  (DPALSConfig, {'gramian_share': 0.0}, 'dpals.gramian_share=0.0'),
+  (DPALSConfig, {'vector_share': 0.95}, 'dpals.vector_share=0.95'),
+  (FCFConfig, {'alpha': -1.0}, 'fcf.alpha=-1.0'),
+  (FCFConfig, {'regularization': 0.0}, 'fcf.regularization=0.0'),
+  (FedMFConfig, {'learning_rate': 0.0}, 'fedmf.learning_rate=0.0'),
+  (FedMFConfig, {'user_regularization': -1.0}, 'fedmf.user_regularization=-1'),
+  (FedMFConfig, {'item_regularization': -1.0}, 'fedmf.item_regularization=-1'),
   (PersonalizationConfig, {'table_limit_gib': -1.0},
    'personalization.table_limit_gib=-1.0'),
   (PersonalizationConfig, {'finetune_steps': -1},
@@ -122,6 +140,7 @@ REFUSED = [
   (ServerConfig, {'learning_rate': 0.0}, 'server.learning_rate=0.0'),
   (ServerConfig, {'eps': 0.0}, 'server.eps=0.0'),
   (ServerConfig, {'final_fraction': 0.0}, 'server.final_fraction=0.0'),
+  (ClientConfig, {'item_optimizer': 'lion'}, "client.item_optimizer='lion'"),
   (ServerConfig, {'momentum': -0.1}, 'server.momentum=-0.1'),
   (ServerConfig, {'b1': 1.0}, 'server.b1=1.0'),
   (ServerConfig, {'b2': NAN}, 'server.b2=nan'),
@@ -267,6 +286,7 @@ def test_every_number_and_every_choice_has_a_refusal():
   free = {  # Any value is meant.
     'data.path', 'data.cache_dir', 'data.rating_column',
     'data.timestamp_column', 'server.lazy_rows', 'evaluation.local_only',
+    'fedrap.rising', 'objective.repeated_negatives',
   }
   refused = {field for _, arguments, _ in REFUSED for field in arguments}
   for section in dataclasses.fields(Config):

@@ -2,15 +2,39 @@
 and its name in `ALGORITHMS` of `config/learning.py`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+from fedjaxrec.algorithms.apfl import make_apfl
+from fedjaxrec.algorithms.ditto import make_ditto
+from fedjaxrec.algorithms.dpals import make_dpals
+from fedjaxrec.algorithms.fcf import make_fcf
 from fedjaxrec.algorithms.fedavg import make_fedavg
+from fedjaxrec.algorithms.fedmf import make_fedmf
+from fedjaxrec.algorithms.fedper import make_fedper, make_fedrep
+from fedjaxrec.algorithms.fedrap import make_fedrap
+from fedjaxrec.algorithms.fedrecon import make_fedrecon
+from fedjaxrec.algorithms.gpfedrec import make_gpfedrec
+from fedjaxrec.algorithms.ials import make_ials
+from fedjaxrec.algorithms.pfedrec import make_pfedrec
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
 
-ALGORITHMS = {
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     'fedavg': make_fedavg,
+    'ials': make_ials,
+    'dpals': make_dpals,
+    'fcf': make_fcf,
+    'fedmf': make_fedmf,
+    'pfedrec': make_pfedrec,
+    'gpfedrec': make_gpfedrec,
+    'fedrap': make_fedrap,
+    'fedrecon': make_fedrecon,
+    'ditto': make_ditto,
+    'fedper': make_fedper,
+    'fedrep': make_fedrep,
+    'apfl': make_apfl,
 }
 
 

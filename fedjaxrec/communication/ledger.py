@@ -108,6 +108,7 @@ def communication_summary(
     participations: np.ndarray,
     num_items: int,
     compression: CompressionConfig = _PLAIN,
+    upload: tuple[Any, Any] | None = None,
 ) -> dict[str, float]:
   """Returns the byte counts of a run, as summary.json has them.
 
@@ -118,6 +119,8 @@ def communication_summary(
     participations: int [num_clients]: rounds that it took part in.
     num_items: Items in the catalogue.
     compression: The clients' chain.
+    upload: (item leaves, whole leaves) of an upload, where it is not deltas of
+      the item table and the shared parameters.
 
   Returns:
     Means over participations, and the run's total. Under compression also
@@ -125,6 +128,7 @@ def communication_summary(
     weighed without.
   """
   layout = make_layout(item_table, shared, num_items)
+  sent = make_layout(*upload, num_items) if upload else layout
   participations = np.asarray(participations, np.int64)
   total = int(participations.sum())
 
@@ -133,12 +137,12 @@ def communication_summary(
     return float(bytes_of(rows) @ participations) / total if total else float(
         bytes_of(0))
 
-  up = mean(lambda rows: wire_bytes(compression, rows, layout))
+  up = mean(lambda rows: wire_bytes(compression, rows, sent))
   down = mean(lambda rows: download_bytes(rows, layout))
   # A dense upload names no rows.
   row_bytes, shared_bytes = (
       sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-      for leaves in (layout.item, layout.shared))
+      for leaves in (sent.item, sent.shared))
   summary = {
       'uplink_bytes_per_client': up,
       'downlink_bytes_per_client': down,
@@ -148,5 +152,5 @@ def communication_summary(
   }
   if compression.is_on:
     summary['uncompressed_uplink_bytes_per_client'] = mean(
-        lambda rows: wire_bytes(_PLAIN, rows, layout))
+        lambda rows: wire_bytes(_PLAIN, rows, sent))
   return summary

@@ -6,6 +6,14 @@ is made, so a wrong value is refused before any file is read or any code is
 compiled. `to_dict` and `from_dict` round-trip through `config.json`.
 """
 
+from fedjaxrec.config.algorithms import (
+    FACTORISATIONS,
+    SAMPLINGS,
+    DPALSConfig,
+    FCFConfig,
+    FedMFConfig,
+    IALSConfig,
+)
 from fedjaxrec.config.compression import (
     GRANULARITIES,
     QUANTIZERS,
@@ -25,8 +33,10 @@ from fedjaxrec.config.data import (
 from fedjaxrec.config.learning import (
     ALGORITHMS,
     MODELS,
+    NEGATIVE_POOLS,
     OBJECTIVES,
     OPTIMIZERS,
+    PERSONALISED,
     ROW_NORMALIZATIONS,
     SAMPLERS,
     SCHEDULES,
@@ -38,6 +48,17 @@ from fedjaxrec.config.learning import (
     ModelConfig,
     ObjectiveConfig,
     ServerConfig,
+)
+from fedjaxrec.config.personalized import (
+    SIMILARITIES,
+    APFLConfig,
+    DittoConfig,
+    FedRAPConfig,
+    FedReconConfig,
+    FedRepConfig,
+    GPFedRecConfig,
+    PersonalizationConfig,
+    PFedRecConfig,
 )
 from fedjaxrec.config.privacy import (
     ACCOUNTANTS,
@@ -67,7 +88,12 @@ from fedjaxrec.config.secure import (
 )
 
 __all__ = [
+    'FACTORISATIONS', 'SAMPLINGS', 'DPALSConfig', 'FCFConfig', 'IALSConfig',
+    'FedMFConfig',
     'DISTRIBUTED_NOISE', 'LEVELS', 'ROW_SECRECY', 'SecureConfig', 'TRANSPORTS',
+    'NEGATIVE_POOLS', 'PERSONALISED', 'SIMILARITIES', 'APFLConfig',
+    'DittoConfig', 'FedRAPConfig', 'FedReconConfig', 'FedRepConfig',
+    'GPFedRecConfig', 'PFedRecConfig', 'PersonalizationConfig',
     'ACCOUNTANTS', 'CLIPPINGS', 'HEAD_SOURCES', 'PRIVACY_MECHANISMS',
     'PrivacyConfig',
     'ALGORITHMS', 'MODELS', 'OBJECTIVES', 'OPTIMIZERS', 'PARALLEL_MODES',

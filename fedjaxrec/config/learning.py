@@ -4,9 +4,17 @@ import dataclasses
 
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
-MODELS = ('mf', 'neumf')
+MODELS = ('mf', 'neumf', 'pfedrec')
+# Algorithms whose clients have models of their own.
+PERSONALISED = ('pfedrec', 'gpfedrec', 'fedrap', 'fedrecon', 'ditto', 'fedper',
+                'fedrep', 'apfl')
+# Those whose published figures come of a leaking protocol.
+LEAKY_ALGORITHMS = ('pfedrec', 'gpfedrec')
+# Where a client's negatives come from; pfedrec-leaky is the published flaw.
+NEGATIVE_POOLS = ('unseen', 'pfedrec-leaky')
 TABLE_DTYPES = ('float32', 'bfloat16')
-ALGORITHMS = ('fedavg',)
+ALGORITHMS = ('fedavg', 'ials', 'dpals', 'fcf', 'fedmf',
+              *PERSONALISED)
 OBJECTIVES = ('bce', 'bpr', 'squared_error')
 OPTIMIZERS = ('sgd', 'momentum', 'adagrad', 'adam', 'yogi')
 ITEM_OPTIMIZERS = ('', *OPTIMIZERS, 'rowwise_adagrad')
@@ -22,7 +30,8 @@ class ModelConfig:
   """The recommender.
 
   Attributes:
-    name: mf (matrix factorisation with biases) or neumf (FedNCF).
+    name: mf (matrix factorisation with biases) or neumf (FedNCF), or
+      pfedrec (personal score layer, no user vector).
     dim: Dimension of user and item vectors.
     init_scale: Standard deviation of the initial vectors.
     hidden: Widths of NeuMF's layers.
@@ -56,7 +65,15 @@ class AlgorithmConfig:
   """The federated algorithm.
 
   Attributes:
-    name: fedavg (local training, then the server moves by the deltas).
+    name: fedavg (local training, then the server moves by the deltas), ials
+      (exact alternating least squares), dpals (the same with central privacy)
+      fcf (the gradient of the whole item table) or fedmf (gradients of
+      explicit ratings); or personalised: pfedrec
+      (own score layer and view of the items), gpfedrec (the same, with a graph
+      of the clients at the server), fedrap (own and shared rows add up),
+      fedrecon (the personal part is made anew each round), ditto (own model,
+      pulled to the global), fedper and fedrep (personal layers, trained with or
+      before the rest) or apfl (a mixture of own and global model).
   """
   name: str = 'fedavg'
 
@@ -76,14 +93,24 @@ class ObjectiveConfig:
       distinct, from the items that the client has no training interaction with.
     l2: Weight of the squared L2 norms: of the personal and the shared
       parameters, and, as a mean over the batch, of the item rows.
+    negative_pool: unseen (items without a training interaction of the client)
+      or pfedrec-leaky, the published comparison's flaw: a client's validation
+      and test items are spared, which LEAKS them into training. Only to
+      reproduce published figures; whatever comes of it is labelled as leaking.
+    repeated_negatives: Negatives are drawn independently, so that an item may
+      be drawn twice in a round, as the released code of pfedrec and gpfedrec
+      does; for these two alone. pfedrec-leaky draws so in any case.
   """
   name: str = 'bce'
   num_negatives: int = 8
   l2: float = 2.5e-4
+  negative_pool: str = 'unseen'
+  repeated_negatives: bool = False
 
   def __post_init__(self):
     check_types(self, 'objective')
     one_of('objective.name', self.name, OBJECTIVES)
+    one_of('objective.negative_pool', self.negative_pool, NEGATIVE_POOLS)
     at_least('objective.l2', self.l2, 0)
     at_least('objective.num_negatives', self.num_negatives, 0)
     if self.name != 'squared_error' and self.num_negatives < 1:
@@ -91,6 +118,11 @@ class ObjectiveConfig:
           f'objective.num_negatives={self.num_negatives} with objective.name='
           f'{self.name}: without negatives every score grows for ever; use at '
           'least 1, or objective.name=squared_error.')
+
+  @property
+  def leaks(self) -> bool:
+    """Whether training is told of the held-out items."""
+    return self.negative_pool != 'unseen'
 
   @property
   def drawn_negatives(self) -> int:

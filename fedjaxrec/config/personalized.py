@@ -98,6 +98,7 @@ class GPFedRecConfig:
     check_types(self, 'gpfedrec')
     at_least('gpfedrec.lr_eta', self.lr_eta, 0)
     at_least('gpfedrec.pull', self.pull, 0)
+    at_least('gpfedrec.threshold', self.threshold, 0)
     at_least('gpfedrec.layers', self.layers, 1)
     one_of('gpfedrec.similarity', self.similarity, SIMILARITIES)
 

@@ -3,6 +3,13 @@
 import dataclasses
 from typing import Any
 
+from fedjaxrec.config.algorithms import (
+  FACTORISATIONS,
+  DPALSConfig,
+  FCFConfig,
+  FedMFConfig,
+  IALSConfig,
+)
 from fedjaxrec.config.compression import CompressionConfig
 from fedjaxrec.config.data import (
   PUBLISHED_SPLITS,
@@ -11,12 +18,23 @@ from fedjaxrec.config.data import (
   SyntheticConfig,
 )
 from fedjaxrec.config.learning import (
+  LEAKY_ALGORITHMS,
   AlgorithmConfig,
   ClientConfig,
   CohortConfig,
   ModelConfig,
   ObjectiveConfig,
   ServerConfig,
+)
+from fedjaxrec.config.personalized import (
+  APFLConfig,
+  DittoConfig,
+  FedRAPConfig,
+  FedReconConfig,
+  FedRepConfig,
+  GPFedRecConfig,
+  PersonalizationConfig,
+  PFedRecConfig,
 )
 from fedjaxrec.config.privacy import PrivacyConfig
 from fedjaxrec.config.rules import at_least, check_types, one_of
@@ -186,6 +204,18 @@ class Config:
     split: Training, validation and test sets.
     model: The recommender.
     algorithm: The federated algorithm.
+    ials: Settings of algorithm.name=ials and dpals.
+    dpals: What algorithm.name=dpals adds.
+    fcf: Settings of algorithm.name=fcf.
+    fedmf: Settings of algorithm.name=fedmf.
+    personalization: What clients keep beside the model.
+    pfedrec: Settings of algorithm.name=pfedrec.
+    gpfedrec: Settings of algorithm.name=gpfedrec.
+    fedrap: Settings of algorithm.name=fedrap.
+    fedrecon: Settings of algorithm.name=fedrecon.
+    ditto: Settings of algorithm.name=ditto.
+    fedrep: Settings of algorithm.name=fedrep.
+    apfl: Settings of algorithm.name=apfl.
     objective: The loss.
     client: Training on the device.
     server: The server's step.
@@ -205,6 +235,18 @@ class Config:
   split: SplitConfig = SplitConfig()
   model: ModelConfig = ModelConfig()
   algorithm: AlgorithmConfig = AlgorithmConfig()
+  ials: IALSConfig = IALSConfig()
+  dpals: DPALSConfig = DPALSConfig()
+  fcf: FCFConfig = FCFConfig()
+  fedmf: FedMFConfig = FedMFConfig()
+  personalization: PersonalizationConfig = PersonalizationConfig()
+  pfedrec: PFedRecConfig = PFedRecConfig()
+  gpfedrec: GPFedRecConfig = GPFedRecConfig()
+  fedrap: FedRAPConfig = FedRAPConfig()
+  fedrecon: FedReconConfig = FedReconConfig()
+  ditto: DittoConfig = DittoConfig()
+  fedrep: FedRepConfig = FedRepConfig()
+  apfl: APFLConfig = APFLConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
   client: ClientConfig = ClientConfig()
   server: ServerConfig = ServerConfig()
@@ -229,6 +271,23 @@ class Config:
           'every row would move by its deltas times the numbers of examples; '
           'use row_normalization=mean, or weighting=equal.')
     check_secure(self)
+    self._check_factorisation()
+    if (self.objective.repeated_negatives
+        and self.algorithm.name not in LEAKY_ALGORITHMS):
+      raise ValueError(
+          'objective.repeated_negatives=True with algorithm.name='
+          f'{self.algorithm.name}, whose clients hold each touched row once; '
+          f'use false, or algorithm.name={" or ".join(LEAKY_ALGORITHMS)}.')
+    if self.objective.leaks and (
+        self.split.name != 'leave_one_out'
+        or self.algorithm.name not in LEAKY_ALGORITHMS):
+      raise ValueError(
+          f'objective.negative_pool={self.objective.negative_pool} with '
+          f'split.name={self.split.name} and algorithm.name='
+          f'{self.algorithm.name}: it reproduces published figures of '
+          'leave-one-out splits by algorithm.name='
+          f'{" and ".join(LEAKY_ALGORITHMS)}; use '
+          'objective.negative_pool=unseen.')
     if (self.data.source in PUBLISHED_SPLITS) != (
         self.split.name == 'published'):
       raise ValueError(
@@ -236,6 +295,74 @@ class Config:
           f'{" and ".join(PUBLISHED_SPLITS)} come with their own split and no '
           'other source does; use them, and nothing else, together with '
           '--split.name=published.')
+
+  @property
+  def predicts_ratings(self) -> bool:
+    """Whether a score is a prediction of a rating."""
+    name = self.algorithm.name
+    return name == 'fedmf' or (
+        name not in FACTORISATIONS
+        and self.objective.name == 'squared_error')
+
+  def _check_factorisation(self):
+    """What algorithms of closed forms cannot be combined with."""
+    name = self.algorithm.name
+    if name not in FACTORISATIONS:
+      return
+    if self.model.name != 'mf':
+      raise ValueError(
+          f'algorithm.name={name} with model.name={self.model.name}: it solves '
+          'for the vectors of a scalar product; use model.name=mf (without its '
+          'biases), or algorithm.name=fedavg.')
+    if self.cohort.weighting != 'equal':
+      raise ValueError(
+          f'algorithm.name={name} with cohort.weighting='
+          f'{self.cohort.weighting}: its sums count every client once; use '
+          'cohort.weighting=equal.')
+    if self.model.table_dtype != 'float32':
+      raise ValueError(
+          f'algorithm.name={name} with model.table_dtype='
+          f'{self.model.table_dtype}: a solution is not an average of small '
+          'steps, and its rounding would not average out; use float32.')
+    if name == 'fedmf':
+      return  # Its clients send gradients, which bend as deltas do.
+    if self.compression.is_on or self.secure.is_on:
+      raise ValueError(
+          f'algorithm.name={name} with compression or a secure sum: what its '
+          'clients send are no deltas, and a chain made for deltas would bend '
+          'the sums that it solves with; switch both off, or use '
+          'algorithm.name=fedavg.')
+    if name == 'dpals':
+      self._check_dpals()
+    elif self.privacy.enabled or self.privacy.clips:
+      raise ValueError(
+          f'algorithm.name={name} with a section privacy that is on: clipping '
+          'a whole upload would not bound a solution made of sums of squares; '
+          'use algorithm.name=dpals, or fedavg.')
+
+  def _check_dpals(self):
+    privacy = self.privacy
+    if not privacy.l2_clip_norm:
+      raise ValueError(
+          'algorithm.name=dpals with privacy.l2_clip_norm=0: what a client '
+          'sends is bounded through its vector; give --privacy.l2_clip_norm, '
+          'for example 1.0.')
+    for field, wanted in (
+        ('mechanism', 'gaussian'), ('clipping', 'fixed'),
+        ('deployment_cohort', 0), ('release_counts', False), ('head_items', 0)):
+      if getattr(privacy, field) != wanted:
+        raise ValueError(
+            f'privacy.{field}={getattr(privacy, field)!r} with algorithm.name='
+            f'dpals, which has its own counts and its own noise; use {wanted!r}'
+            ', and the section dpals.')
+    if self.cohort.size:
+      raise ValueError(
+          f'cohort.size={self.cohort.size} with algorithm.name=dpals: its '
+          'guarantee is for every client in every round; use --cohort.size=0.')
+    if self.rounds <= self.dpals.num_count_rounds:
+      raise ValueError(
+          f'rounds={self.rounds} with algorithm.name=dpals: the first '
+          f'{self.dpals.num_count_rounds} only count the items; use more.')
 
 
 def to_dict(config: Any) -> dict[str, Any]:

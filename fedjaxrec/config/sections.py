@@ -10,6 +10,7 @@ SECTIONS = {
   'ials': 'Alternating least squares: --algorithm.name=ials and dpals',
   'dpals': 'What private alternating least squares adds',
   'fcf': 'Federated collaborative filtering: --algorithm.name=fcf',
+  'fedmf': 'Gradients of explicit ratings: --algorithm.name=fedmf',
   'personalization': 'What clients keep beside the model',
   'pfedrec': 'PFedRec: --algorithm.name=pfedrec',
   'gpfedrec': 'GPFedRec: --algorithm.name=gpfedrec',

@@ -16,7 +16,8 @@ from fedjaxrec.blocks import Algorithm
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.local_training import View
 from fedjaxrec.participation.plan import choose_capacities
-from fedjaxrec.population import Client
+from fedjaxrec.population import gather_personal, scatter_personal
+from fedjaxrec.refit import read_clients
 from fedjaxrec.server import ServerState
 
 PyTree = Any
@@ -86,8 +87,8 @@ def train_local_only(
 
   train_block = _make_train_block(
       algorithm.draw, algorithm.client_update, algorithm.learning_rate_scale,
-      algorithm.score, rounds)
-  start_of_all = jax.device_put((server.item_table, server.shared))
+      algorithm.score, algorithm.broadcast, rounds)
+  start_of_all = jax.device_put(server)
   table_bytes = sum(x.nbytes for x in jax.tree.leaves(server.item_table))
   block_size = max(1, min(_BLOCK_SIZE, _MAX_TABLE_BYTES // table_bytes))
   scores = np.zeros((len(clients), num_items), np.float32)
@@ -101,7 +102,9 @@ def train_local_only(
     for start in range(0, len(members), block_size):
       mine = members[start:start + block_size]
       padded = np.pad(mine, (0, block_size - len(mine)), mode='edge')
-      block = _read_block(train, clients[padded], capacity)
+      block = read_clients(
+          train.offsets, train.items, train.ratings, num_items,
+          clients[padded], capacity)
       out = train_block(
           start_of_all, key, block,
           jax.tree.map(lambda x, places=padded: x[places], personal))
@@ -111,7 +114,7 @@ def train_local_only(
 
 @functools.lru_cache(maxsize=16)
 def _make_train_block(
-    draw, client_update, learning_rate_scale, score, rounds
+    draw, client_update, learning_rate_scale, score, broadcast, rounds
 ):
   """Builds the compiled training of a block of clients, each by itself."""
   def gather(table, rows):
@@ -130,37 +133,25 @@ def _make_train_block(
       examples = jax.vmap(draw)(block, keys)
       item_rows = jax.tree.map(
           lambda table: jax.vmap(gather)(table, examples.rows), item_table)
-      contribution, own = client_update(
-          View(item_rows, shared, own,
+      whole = jax.vmap(lambda table, rest: broadcast(
+          start._replace(item_table=table, shared=rest)))(item_table, shared)
+      contribution, new = client_update(
+          View(item_rows, whole, gather_personal(own, everybody, examples.rows),
                learning_rate_scale(jnp.int32(0))),
           examples, block.num_examples)
+      own = scatter_personal(own, everybody, examples.rows, new)
       item_table = jax.tree.map(
           lambda table, delta: jax.vmap(scatter)(table, examples.rows, delta),
           item_table, contribution.item_rows)
       return (item_table, jax.tree.map(jnp.add, shared, contribution.shared),
               own)
 
+    everybody = jnp.arange(len(block.client_id))
     copies = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (len(block.client_id), *x.shape)), start)
+        lambda x: jnp.broadcast_to(x, (len(block.client_id), *x.shape)),
+        (start.item_table, start.shared))
     item_table, shared, own = jax.lax.fori_loop(
         0, rounds, one_round, (*copies, own))
     return jax.vmap(score)(own, item_table, shared)
 
   return train_block
-
-
-def _read_block(
-    train: Interactions, clients: np.ndarray, capacity: int
-) -> Client:
-  """Reads clients, padded to a capacity, with items sorted: leaves [B, ...]."""
-  starts, counts = train.offsets[clients], train.counts[clients]
-  column = np.arange(capacity)[None, :]
-  mine = column < counts[:, None]
-  place = np.where(mine, starts[:, None] + column, 0)
-  items = np.where(mine, train.items[place], train.num_items)
-  order = np.argsort(items, axis=1, kind='stable')
-  labels = np.where(mine, train.ratings[place], 0)
-  return Client(
-      clients.astype(np.int32), counts.astype(np.int32),
-      np.take_along_axis(items, order, 1).astype(np.int32),
-      np.take_along_axis(labels, order, 1).astype(np.float32))

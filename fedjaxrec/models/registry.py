@@ -5,11 +5,13 @@ and its name in `MODELS` of `config/learning.py`.
 from fedjaxrec.config import ModelConfig
 from fedjaxrec.models.matrix_factorization import MatrixFactorization
 from fedjaxrec.models.neumf import NeuMF
+from fedjaxrec.models.pfedrec import PFedRec
 from fedjaxrec.models.recommender import Recommender, make_recommender
 
 MODELS = {
     'mf': MatrixFactorization,
     'neumf': NeuMF,
+    'pfedrec': PFedRec,
 }
 
 

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from absl import logging
 
 from fedjaxrec import config as config_lib
+from fedjaxrec.algorithms.leaky_negatives import held_out_items
 from fedjaxrec.config import Config, EvaluationConfig, ParallelConfig
 from fedjaxrec.data.cache import cache_folder
 from fedjaxrec.data.memory_map import map_training_arrays
@@ -239,12 +242,26 @@ def _build(config: Config) -> Run:
       open_rows=secure.open_rows if secure else (
           private.open_rows if private else None),
       sum_on_host=secure.sums if secure else None,
-      strategy=private.strategy if private else None)
+      strategy=private.strategy if private else None,
+      held_out=_spared_items(config, split))
   device = jax.local_devices()[0]
   check_memory(simulation.memory, available_bytes(device), device.device_kind)
   return Run(
       config, split, simulation, make_evaluator(config, split, simulation),
       private, secure)
+
+
+def _spared_items(config: Config, split: Split) -> np.ndarray | None:
+  """The held-out items, where training is told of them, and a warning."""
+  if not config.objective.leaks:
+    return None
+  logging.warning(
+      'objective.negative_pool=%s LEAKS the validation and test items into '
+      'training: the figures of this run compare with published ones of the '
+      'same protocol, and with nothing else.', config.objective.negative_pool)
+  return held_out_items(
+      [(part.offsets, part.items) for part in (split.validation, split.test)],
+      split.num_items)
 
 
 def _map_training_part(config: Config, split: Split) -> Split:
@@ -368,5 +385,6 @@ def summarise(
       'secure': secure,
       'communication': secure_lib.count_upload(
           summary_lib.describe_communication(
-              config, run.split, best.item_table, best.shared), secure),
+              config, run.split, best.item_table, best.shared,
+              run.simulation.algorithm), secure),
   }

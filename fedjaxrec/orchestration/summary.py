@@ -4,10 +4,12 @@ import importlib.metadata
 import platform
 from typing import Any
 
+import jax
 import numpy as np
 
 import fedjaxrec
 from fedjaxrec import communication
+from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.data.splits import Split
 from fedjaxrec.participation.samplers import build_sampler
@@ -49,7 +51,8 @@ def describe_device(placement) -> str:
 
 
 def describe_communication(
-    config: Config, split: Split, item_table: Any, shared: Any
+    config: Config, split: Split, item_table: Any, shared: Any,
+    algorithm: Algorithm | None = None
 ) -> dict[str, float]:
   """Byte counts over the cohorts of the whole run, drawn again.
 
@@ -57,19 +60,27 @@ def describe_communication(
     config: The run's config.
     split: The run's data.
     item_table: Leaves [num_items, ...] or their shapes.
-    shared: The shared parameters or their shapes.
+    shared: What travels whole, down: arrays or their shapes.
+    algorithm: The run's, for what it touches and uploads; None: items and
+      negatives, and deltas.
   """
   counts = split.train.counts
   rows = communication.touched_rows(
       counts, config.objective.drawn_negatives, split.num_items)
+  upload = None
+  if algorithm is not None and algorithm.touched_rows is not None:
+    rows = algorithm.touched_rows(counts)
+    state = jax.eval_shape(
+        lambda: algorithm.init_server(jax.random.key(0)))
+    upload = jax.eval_shape(algorithm.empty_contribution, state)
+    shared = jax.eval_shape(algorithm.broadcast, state)
   sampler, _ = build_sampler(config.cohort, counts, config.seed)
   participations = np.zeros(split.num_users, np.int64)
   for r in range(config.rounds):
     np.add.at(participations, sampler(r), 1)
   return communication.communication_summary(
       item_table, shared, rows, participations, split.num_items,
-      config.compression)
-
+      config.compression, upload)
 
 
 def rounded(value: Any, digits: int = 6) -> Any:

@@ -52,12 +52,17 @@ def is_due(round_index: int, every: int, rounds: int) -> bool:
 def snapshot(
     simulation: Simulation | Member, state: State, round_index: int, ndcg: float
 ) -> Best:
-  """Copies what evaluation needs of a round to the host."""
+  """Copies what evaluation needs of a round to the host.
+
+  Clients that can be fitted to the shared model of that round are.
+  """
+  server = jax.tree.map(np.asarray, state.server)
+  personal = simulation.personal_by_client(state)
+  if simulation.refit is not None and round_index:
+    personal = simulation.refit(server, personal)
   return Best(
-      np.int32(round_index), np.float32(ndcg),
-      jax.tree.map(np.asarray, state.server.item_table),
-      jax.tree.map(np.asarray, state.server.shared),
-      simulation.personal_by_client(state))
+      np.int32(round_index), np.float32(ndcg), server.item_table,
+      server.shared, personal)
 
 
 def to_checkpoint(simulation: Simulation, stop: Stop) -> Checkpoint:

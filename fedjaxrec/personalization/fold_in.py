@@ -28,7 +28,8 @@ def _freeze_server(algorithm: Algorithm) -> Algorithm:
       server=algorithm.server._replace(
           update=lambda state, total: state._replace(
               round_index=state.round_index + 1),
-          rows_stand_still=False, needs_row_weight=False))
+          rows_stand_still=False, needs_row_weight=False),
+      mix_clients=None)
 
 
 def make_fold_in(
@@ -38,7 +39,8 @@ def make_fold_in(
 
   Users with fold-in interactions train on them as in a round, for
   evaluation.fold_in_rounds rounds, from fresh personal parameters; the item
-  table is held still and the server keeps nothing of theirs. Other users'
+  table is held still and the server keeps nothing of theirs. Where the
+  algorithm has a `refit`, that is what they do instead. Other users'
   parameters are returned as they are.
 
   Args:
@@ -73,12 +75,15 @@ def make_fold_in(
 
   def fit(personal, item_table, shared):
     server, own = fresh()
-    state = simulation.restore(
-        server._replace(item_table=item_table, shared=shared), own)
-    state, _ = simulation.run(state, 0, epochs)
+    server = server._replace(item_table=item_table, shared=shared)
+    if simulation.refit is not None:
+      fitted = simulation.refit(server, own)
+    else:
+      state, _ = simulation.run(simulation.restore(server, own), 0, epochs)
+      fitted = simulation.personal_by_client(state)
     return jax.tree.map(
         lambda new, old: np.where(
             held_out.reshape(-1, *[1] * (new.ndim - 1)), new, old),
-        simulation.personal_by_client(state), personal)
+        fitted, personal)
 
   return fit

@@ -207,6 +207,7 @@ def _comparison(
       '<p>Test set; ties count against the model. Lines and brackets: 95 % '
       'bootstrap interval over users. It does not cover another seed of '
       'training.</p>\n',
+      ''.join(f'<p>{_escape(note)}</p>\n' for note in tables.notes(summary)),
       f'<div class="card scroll"><table><thead><tr><th>Model</th>{head}</tr>'
       f'</thead><tbody>\n{body}</tbody></table></div>\n',
       f'<div class="grid">\n{charts}</div>\n',

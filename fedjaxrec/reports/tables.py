@@ -19,6 +19,10 @@ METRICS = {
 }
 
 
+# How a protocol is labelled whose training is told of the test items.
+LEAKING = 'LEAKING PROTOCOL'
+
+
 class Row(NamedTuple):
   """One compared model."""
   key: str  # popularity, local_only, aggregated or personalised.
@@ -41,6 +45,9 @@ _ROWS = (
     ('test', 'personalised', 'Federated (personalised)',
      "The server's model with each client's own personal parameters, which "
      'never left the client.'),
+    ('test', 'finetuned', 'Federated (fine-tuned)',
+     'Each client after personalization.finetune_steps more steps on its own '
+     'copy of the model.'),
 )
 
 
@@ -52,6 +59,12 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[Row]:
     if metrics:
       rows.append(Row(key, label, meaning, metrics))
   return rows
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+  """Returns why a row is missing, and what else a reader must know."""
+  note = (summary.get('controls') or {}).get('local_only_note')
+  return [f'No local only: {note}'] if note else []
 
 
 def number(value: Any) -> float | None:
@@ -89,6 +102,10 @@ def num_users(summary: Mapping[str, Any]) -> int | None:
 
 def describe_protocol(protocol: str | None) -> str:
   """Returns a protocol in words."""
+  leak, colon, rest = (protocol or '').rpartition(': ')
+  if colon:
+    return (f'{LEAKING} ({leak}: training spares the held-out items), '
+            f'{describe_protocol(rest)}')
   if protocol == 'full':
     return 'full ranking'
   if protocol and protocol.startswith('sampled-'):
@@ -121,7 +138,8 @@ def comparison_table(summary: Mapping[str, Any]) -> rich.table.Table:
   table = rich.table.Table(
       title=rich.text.Text(comparison_title(summary)),
       caption='test set, ties count against the model; in brackets the 95 % '
-              'bootstrap interval over users')
+              'bootstrap interval over users' + ''.join(
+                  f'\n{note}' for note in notes(summary)))
   table.add_column('Model', no_wrap=True)
   for label in METRICS.values():
     table.add_column(label, justify='right', no_wrap=True)

@@ -1,0 +1,122 @@
+"""Algorithms that are not gradient steps on a loss: their own settings."""
+
+import dataclasses
+
+from fedjaxrec.config.rules import above, at_least, check_types, one_of
+
+SAMPLINGS = ('uniform', 'tail', 'adaptive')
+# Algorithms of vectors alone, whose clients upload sums and no deltas.
+FACTORISATIONS = ('ials', 'dpals', 'fcf', 'fedmf')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IALSConfig:
+  """Federated alternating least squares on implicit feedback.
+
+  Attributes:
+    unobserved_weight: a0, the weight of a pair without an interaction.
+    regularization: lambda, the ridge penalty.
+    frequency_exponent: nu; a user's penalty is lambda (n_u + a0 items)^nu, an
+      item's lambda (n_i + a0 clients)^nu. 0: the same for all; 1: as in the
+      paper.
+  """
+  unobserved_weight: float = 0.8
+  regularization: float = 0.01
+  frequency_exponent: float = 0.75
+
+  def __post_init__(self):
+    check_types(self, 'ials')
+    at_least('ials.unobserved_weight', self.unobserved_weight, 0)
+    above('ials.regularization', self.regularization, 0)
+    at_least('ials.frequency_exponent', self.frequency_exponent, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPALSConfig:
+  """What private alternating least squares adds to the section ials.
+
+  The bound of a user vector is privacy.l2_clip_norm; the noise follows from
+  privacy.epsilon or privacy.noise_multiplier, which is that of one round.
+
+  Attributes:
+    items_per_client: Items that a client may contribute to in a round, k.
+    sampling: Which ones: uniform (k at random), tail (the k with the smallest
+      noisy counts) or adaptive (all of them, with weights by noisy count).
+    adaptive_exponent: Power of the noisy count in the weights of
+      sampling=adaptive; at most 0.
+    item_fraction: Share of the items that are trained, those with the largest
+      noisy counts; 1: all. Below 1 the counts are taken twice.
+    gramian_share: Share of a round's budget (of 1 / noise_multiplier^2) for the
+      Gramian of all clients.
+    vector_share: The same for the items' vectors; the items' Gramians get the
+      rest.
+  """
+  items_per_client: int = 50
+  sampling: str = 'tail'
+  adaptive_exponent: float = -0.5
+  item_fraction: float = 1.0
+  gramian_share: float = 0.1
+  vector_share: float = 0.5
+
+  def __post_init__(self):
+    check_types(self, 'dpals')
+    at_least('dpals.items_per_client', self.items_per_client, 1)
+    one_of('dpals.sampling', self.sampling, SAMPLINGS)
+    if not -10 <= self.adaptive_exponent <= 0:
+      raise ValueError(
+          f'dpals.adaptive_exponent={self.adaptive_exponent} must lie in '
+          '[-10, 0]: rare items get the larger weights.')
+    if not 0 < self.item_fraction <= 1:
+      raise ValueError(
+          f'dpals.item_fraction={self.item_fraction} must lie in (0, 1].')
+    for field in ('gramian_share', 'vector_share'):
+      above(f'dpals.{field}', getattr(self, field), 0)
+    if self.gramian_share + self.vector_share >= 1:
+      raise ValueError(
+          f'dpals.gramian_share={self.gramian_share} and dpals.vector_share='
+          f'{self.vector_share} must add up to less than 1: the rest is the '
+          "items' Gramians' share.")
+
+  @property
+  def num_count_rounds(self) -> int:
+    """Rounds, from the first, that release counts and no statistics."""
+    return 1 if self.item_fraction == 1 else 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FCFConfig:
+  """Federated collaborative filtering; the server's step is section server.
+
+  Attributes:
+    alpha: Confidence of an interaction: its weight is 1 + alpha, that of a pair
+      without one is 1.
+    regularization: lambda, the ridge penalty on both sides.
+  """
+  alpha: float = 4.0
+  regularization: float = 1.0
+
+  def __post_init__(self):
+    check_types(self, 'fcf')
+    at_least('fcf.alpha', self.alpha, 0)
+    above('fcf.regularization', self.regularization, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FedMFConfig:
+  """Federated matrix factorisation by gradients of explicit ratings.
+
+  Attributes:
+    learning_rate: Of the client's step on its own vector.
+    user_regularization: lambda, the ridge penalty on a client's vector.
+    item_regularization: mu, the ridge penalty on an item's vector, once for
+      each rating of it.
+  """
+  learning_rate: float = 0.01
+  user_regularization: float = 1e-4
+  item_regularization: float = 1e-4
+
+  def __post_init__(self):
+    check_types(self, 'fedmf')
+    above('fedmf.learning_rate', self.learning_rate, 0)
+    at_least('fedmf.user_regularization', self.user_regularization, 0)
+    at_least('fedmf.item_regularization', self.item_regularization, 0)
