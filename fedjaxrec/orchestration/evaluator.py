@@ -9,7 +9,13 @@ import numpy as np
 from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.data.splits import Split
-from fedjaxrec.evaluation import controls, corrected, groups, metrics
+from fedjaxrec.evaluation import (
+  controls,
+  corrected,
+  groups,
+  metrics,
+  ratings,
+)
 from fedjaxrec.evaluation.candidates import sample_negatives
 from fedjaxrec.evaluation.metrics import Ranks
 from fedjaxrec.evaluation.ranking import make_ranker
@@ -38,7 +44,8 @@ class Evaluator(NamedTuple):
       set; None where the split has none.
     test: (personal, item_table, shared) -> the sections `test`, `controls`,
       `groups` (of users by activity) and `item_groups` (of what is asked for,
-      by popularity) of summary.json; the one reader of the test set.
+      by popularity) of summary.json, and `ratings` (RMSE and MAE) where ratings
+      are predicted; the one reader of the test set.
   """
   validate: Callable[[PyTree, PyTree, PyTree], Metrics] | None
   test: Callable[[PyTree, PyTree, PyTree], dict[str, Any]]
@@ -125,8 +132,11 @@ def make_evaluator(
   def local_only() -> Metrics | None:
     """Clients with a test item, or a sample of them, trained alone.
 
-    None where nobody who is asked has anything to train on.
+    None where nobody who is asked has anything to train on, or where training
+    alone is not defined.
     """
+    if simulation.algorithm.not_alone:
+      return None
     own = split.fold_in if split.fold_in.num_interactions else split.train
     users = np.flatnonzero((split.test.counts > 0) & (own.counts > 0))
     if not len(users):
@@ -164,13 +174,28 @@ def make_evaluator(
         'controls': {
             'popularity': summarise(popular),
             'local_only': local_only() if evaluation.local_only else None,
+            **({'local_only_note': simulation.algorithm.not_alone}
+               if simulation.algorithm.not_alone else {}),
         },
         'groups': groups.group_metrics(
             compared, activity, ks, num_groups=evaluation.num_groups,
             bootstrap_samples=evaluation.bootstrap_samples, seed=config.seed),
         'item_groups': groups.popularity_groups(compared, popularity, ks),
+        **({'ratings': rate(personal, item_table, shared)}
+           if predicts_ratings else {}),
     }
 
+  def rate(personal, item_table, shared):
+    return {
+        'personalised': ratings.errors(
+            predict(personal, item_table, shared), split.test.ratings),
+        'aggregated': ratings.errors(
+            predict(mean_of_trained(personal), item_table, shared),
+            split.test.ratings),
+        **ratings.constants(split.train, split.test)}
+
+  predicts_ratings = config.predicts_ratings
+  predict = ratings.make_predictor(score, split.test)
   # Made now, so that a test set that cannot be ranked is refused before hours
   # of training.
   rank_test = make_test_ranker(score)
