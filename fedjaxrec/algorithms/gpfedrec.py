@@ -112,8 +112,9 @@ def make_gpfedrec(
         'every client in every round; use cohort.size=0 with the uniform '
         'sampler, or algorithm.name=pfedrec.')
   client, settings = config.client, config.gpfedrec
-  item_rate = (client.learning_rate * num_items * settings.lr_eta
-               or client.item_learning_rate)
+  item_rate = client.item_learning_rate
+  if settings.lr_eta:
+    item_rate = client.learning_rate * num_items * settings.lr_eta
   loss = local_steps.make_batch_loss(
       recommender.score, OBJECTIVES[config.objective.name], config.objective.l2)
 
@@ -190,7 +191,8 @@ def make_gpfedrec(
   )._replace(
       init_personal=init_personal, client_update=client_update,
       draw=lambda one_client, key: whole_table.draw_whole(
-          one_client, key, num_items, config.objective.drawn_negatives),
+          one_client, key, num_items, config.objective.drawn_negatives,
+          config.objective.repeated_negatives),
       mix_clients=mix_clients, score=score,
       touched_rows=lambda counts: num_items * (counts > 0),
       aggregated_score=lambda own, item_rows, shared: recommender.score(

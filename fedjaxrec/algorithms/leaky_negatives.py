@@ -49,7 +49,8 @@ def draw_from_pool(
   return algorithm._replace(
       draw=lambda client, key: draw_whole(
           client, key, num_items, objective.drawn_negatives,
-          spared.at[client.client_id].get(mode='fill', fill_value=num_items)))
+          spared=spared.at[client.client_id].get(
+              mode='fill', fill_value=num_items)))
 
 
 def held_out_items(

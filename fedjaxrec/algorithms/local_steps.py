@@ -43,6 +43,12 @@ class Batch(NamedTuple):
   scale: jax.Array
 
 
+# The axes of a block's batch: all have one a client, but the round's factor.
+_ONE: Any = 0
+_NONE: Any = None
+PER_CLIENT = Batch(_ONE, _ONE, _ONE, _ONE, _NONE)
+
+
 class Trained(NamedTuple):
   """Where a block of clients got to.
 
@@ -79,7 +85,7 @@ def make_local_steps(
     `make_local_training`; the fixed ones are read and not changed. A client
     without examples does not move.
   """
-  step_block = jax.vmap(step, in_axes=(0, 0, Batch(0, 0, 0, 0, None)))
+  step_block = jax.vmap(step, in_axes=(0, 0, PER_CLIENT))
 
   def run(
       rows: PyTree, whole: PyTree, examples: Examples,
@@ -212,6 +218,11 @@ def require_sgd(config: Config) -> None:
         f'client.optimizer={client.optimizer} with algorithm.name={name}: its '
         'clients take plain gradient steps; use client.optimizer=sgd, or '
         'algorithm.name=fedavg.')
+  if client.item_optimizer not in ('', 'sgd'):
+    raise ValueError(
+        f'client.item_optimizer={client.item_optimizer} with algorithm.name='
+        f'{name}: its clients take plain gradient steps; leave it empty, or '
+        'use algorithm.name=fedavg.')
   if not is_off(client.proximal_mu):
     raise ValueError(
         f'client.proximal_mu={client.proximal_mu} with algorithm.name={name}, '

@@ -71,8 +71,9 @@ def make_pfedrec(
   """
   local_steps.require_sgd(config)
   client = config.client
-  item_rate = (client.learning_rate * num_items * config.pfedrec.lr_eta
-               or client.item_learning_rate)
+  item_rate = client.item_learning_rate
+  if config.pfedrec.lr_eta:
+    item_rate = client.learning_rate * num_items * config.pfedrec.lr_eta
   loss = local_steps.make_batch_loss(
       recommender.score, OBJECTIVES[config.objective.name], config.objective.l2)
 
@@ -120,7 +121,8 @@ def make_pfedrec(
       config, recommender, num_items, server_transform, expected_cohort
   )._replace(
       draw=lambda one_client, key: whole_table.draw_whole(
-          one_client, key, num_items, config.objective.drawn_negatives),
+          one_client, key, num_items, config.objective.drawn_negatives,
+          config.objective.repeated_negatives),
       touched_rows=lambda counts: num_items * (counts > 0),
       init_personal=init_personal, client_update=client_update, score=score,
       aggregated_score=lambda own, item_rows, shared: recommender.score(

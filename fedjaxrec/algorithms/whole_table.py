@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjaxrec.algorithms.local_steps import Batch, Trained
+from fedjaxrec.algorithms.local_steps import PER_CLIENT, Batch, Trained
 from fedjaxrec.examples import draw_examples, nth_absent
 from fedjaxrec.local_training import most, num_steps
 from fedjaxrec.population import Client
@@ -38,7 +38,7 @@ class WholeExamples(NamedTuple):
 
 def draw_whole(
     client: Client, key: jax.Array, num_items: int, num_negatives: int,
-    spared: jax.Array | None = None
+    repeated: bool = False, spared: jax.Array | None = None
 ) -> WholeExamples:
   """Draws as `draw_examples` does, or as the released PFedRec code does.
 
@@ -47,12 +47,14 @@ def draw_whole(
     key: Typed key of this client and round.
     num_items: Items in the catalogue.
     num_negatives: Negatives for each interaction.
-    spared: None: the sound draw. int32 [n], num_items for none: items that are
-      no negatives either, the leak of `leaky_negatives`; and negatives are then
-      independent draws, which repeat.
+    repeated: Negatives are independent draws, so that some stand there twice.
+    spared: int32 [n], num_items for none: items that are no negatives either,
+      the leak of `leaky_negatives`, with repeated draws. None: the sound draw.
   """
   drawn = draw_examples(client, key, num_items, num_negatives)
   slots = drawn.rows
+  if spared is None and repeated:
+    spared = jnp.full(1, num_items, jnp.int32)
   if spared is not None:
     present = jnp.sort(jnp.concatenate([client.items, spared]))
     num_present = client.num_examples + (spared < num_items).sum(
@@ -90,7 +92,7 @@ def make_table_steps(
     run; leaves of table and fixed are [B, num_items, ...], and so are those of
     the result's rows.
   """
-  step_block = jax.vmap(step, in_axes=(0, 0, Batch(0, 0, 0, 0, None)))
+  step_block = jax.vmap(step, in_axes=(0, 0, PER_CLIENT))
 
   def run(table: PyTree, whole: PyTree, examples: WholeExamples,
           num_examples: jax.Array, scale: jax.Array, fixed: PyTree = ()
