@@ -166,7 +166,8 @@ class TestSelection:
     parameters = (rng.normal(size=(40, 3)).astype(np.float32),
                   rng.normal(size=(NUM_ITEMS, 3)).astype(np.float32), ())
     simulation = types.SimpleNamespace(algorithm=types.SimpleNamespace(
-        score=lambda own, rows, shared: rows @ own))
+        score=lambda own, rows, shared: rows @ own, aggregated_score=None,
+        not_alone=''))
     first, second = (
         evaluator.make_evaluator(config, data, simulation)
         for data in (split, self.other_test_items(split)))

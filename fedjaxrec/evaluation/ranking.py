@@ -16,6 +16,7 @@ from fedjaxrec.config import PROTOCOLS
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.evaluation import candidates as candidates_lib
 from fedjaxrec.evaluation.metrics import Ranks, check_ks
+from fedjaxrec.population import gather_personal
 
 PyTree = Any
 
@@ -80,8 +81,9 @@ def make_ranker(
       all. Cold items are ranked among themselves.
 
   Returns:
-    rank_fn. Leaves of personal have the leading axis [num_users], of item_table
-    [num_items]. It raises ValueError, before compiling, if they do not.
+    rank_fn. Leaves of personal have the leading axis [num_users] (in a
+    ByItem [num_users, num_items]), of item_table [num_items]. It raises
+    ValueError, before compiling, if they do not.
 
   Raises:
     ValueError: If there are no targets, if a target is also excluded (a leak)
@@ -219,8 +221,9 @@ def _make_rank_batch(
       asked = jnp.concatenate([relevant, negative], axis=1)
       item_rows = jax.tree.map(
           lambda leaf: leaf.at[asked].get(mode='clip'), item_table)
+      places = jnp.arange(batch_size)
       few = jax.vmap(lambda _, mine, rows: score(mine, rows, shared))(
-          jnp.arange(batch_size), personal, item_rows)
+          places, gather_personal(personal, places, asked), item_rows)
       few = _checked(few, asked.shape)
       wanted, others = few[:, :max_relevant], few[:, max_relevant:]
       is_candidate = negative < num_items

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fedjaxrec.data import ncf
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.evaluation import candidates, metrics, ranking
+from fedjaxrec.population import ByItem
 
 NUM_USERS, NUM_ITEMS, DIM = 11, 130, 4
 
@@ -88,6 +89,23 @@ def make_ranker(targets, excluded, protocol='full', batch_size=4, **kwargs):
 
 
 class TestOracle:
+
+  @pytest.mark.parametrize('protocol', ['full', 'sampled-99'])
+  def test_rows_of_a_clients_own_are_read_beside_the_items(self, protocol):
+    """score(own + shared) equals a matrix that was made of the sums before."""
+    _, _, test = make_parts(2)
+    personal, table, shared = make_parameters(2)
+    own = np.random.default_rng(9).integers(
+        -2, 3, (NUM_USERS, NUM_ITEMS)).astype(np.float32)
+    chosen = np.tile(np.arange(0, NUM_ITEMS, 2), (NUM_USERS, 1))
+    ranks = ranking.make_ranker(
+        lambda mine, rows, rest: score(mine[0], rows, rest) + mine[1].rows,
+        test, [], NUM_ITEMS, protocol=protocol, batch_size=4, seed=0,
+        negatives=chosen)((personal, ByItem(own)), table, shared)
+    expected = oracle(
+        score_everything(personal, table, shared) + own, test, [],
+        None if protocol == 'full' else chosen)
+    np.testing.assert_array_equal(as_rows(ranks)[:, :2], expected[:, :2])
 
   @pytest.mark.parametrize('passes', [256, 0], ids=['counting', 'sorting'])
   @pytest.mark.parametrize('relevant', [(1,), (0, 1, 3, 9)])
