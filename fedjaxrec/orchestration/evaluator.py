@@ -19,6 +19,7 @@ from fedjaxrec.evaluation import (
 from fedjaxrec.evaluation.candidates import sample_negatives
 from fedjaxrec.evaluation.metrics import Ranks
 from fedjaxrec.evaluation.ranking import make_ranker
+from fedjaxrec.personalization.finetuning import make_finetuning
 from fedjaxrec.personalization.fold_in import make_fold_in
 from fedjaxrec.simulation import Simulation
 
@@ -158,18 +159,28 @@ def make_evaluator(
     return summarise(
         rank(scores, np.arange(num_items, dtype=np.int32), ()), users)
 
+  def after_finetuning(personal, item_table, shared):
+    if finetuning is None:
+      return {}
+    tuned = finetuning[1](personal, item_table, shared)
+    rank_tuned = make_test_ranker(finetuning[0])
+    return {'finetuned': summarise(rank_tuned(tuned, item_table, shared))}
+
   def test(personal, item_table, shared):
     personal = fold_in(personal, item_table, shared)
     personalised = rank_test(personal, item_table, shared)
-    aggregated = rank_test(mean_of_trained(personal), item_table, shared)
+    aggregated = rank_aggregated(mean_of_trained(personal), item_table, shared)
     popularity = controls.popularity(split.train)
     popular = make_test_ranker(controls.score_popularity)((), popularity, ())
     compared = {'personalised': personalised, 'popularity': popular}
     return {
         'test': {
-            'protocol': evaluation.protocol,
+            'protocol': (
+                f'{config.objective.negative_pool}: {evaluation.protocol}'
+                if config.objective.leaks else evaluation.protocol),
             'personalised': summarise(personalised),
             'aggregated': summarise(aggregated),
+            **after_finetuning(personal, item_table, shared),
         },
         'controls': {
             'popularity': summarise(popular),
@@ -199,6 +210,10 @@ def make_evaluator(
   # Made now, so that a test set that cannot be ranked is refused before hours
   # of training.
   rank_test = make_test_ranker(score)
+  aggregated_score = simulation.algorithm.aggregated_score
+  rank_aggregated = rank_test if aggregated_score is None else make_test_ranker(
+      aggregated_score)
+  finetuning = make_finetuning(config, split.train, simulation)
   if not split.validation.num_interactions:
     return Evaluator(None, test)
 
