@@ -56,13 +56,13 @@ def snapshot(
 
   Clients that can be fitted to the shared model of that round are.
   """
-  server = jax.tree.map(np.asarray, state.server)
   personal = simulation.personal_by_client(state)
   if simulation.refit is not None and round_index:
-    personal = simulation.refit(server, personal)
+    personal = simulation.refit(state.server, personal)
   return Best(
-      np.int32(round_index), np.float32(ndcg), server.item_table,
-      server.shared, personal)
+      np.int32(round_index), np.float32(ndcg),
+      jax.tree.map(np.asarray, state.server.item_table),
+      jax.tree.map(np.asarray, state.server.shared), personal)
 
 
 def to_checkpoint(simulation: Simulation, stop: Stop) -> Checkpoint:

@@ -24,9 +24,15 @@ def score(personal, item_rows, shared):
 
 
 ITEMS = np.arange(NUM_ITEMS, dtype=np.float32)
+
+
+def algorithm_of(score_fn):
+  return types.SimpleNamespace(
+      score=score_fn, aggregated_score=None, not_alone='')
+
+
 # All that the evaluator asks of a simulation, but for the control.
-SIMULATION = types.SimpleNamespace(
-    algorithm=types.SimpleNamespace(score=score))
+SIMULATION = types.SimpleNamespace(algorithm=algorithm_of(score))
 
 
 def make(split, changes=None, simulation=SIMULATION):
@@ -66,8 +72,8 @@ def test_personalised_is_each_with_its_own_aggregated_all_with_the_mean():
   object.__setattr__(split, 'train', train)
   personal = np.array([3, -1, 3, -1, 3, -100], np.float32)
   sections = make(split, simulation=types.SimpleNamespace(
-      algorithm=types.SimpleNamespace(
-          score=lambda own, rows, shared: own * rows + shared))).test(
+      algorithm=algorithm_of(
+          lambda own, rows, shared: own * rows + shared))).test(
               personal, ITEMS, np.float32(0))['test']
 
   def mrr(signs):
@@ -157,7 +163,7 @@ class TestLocalOnly:
   def simulate(self, num_users):
     state = types.SimpleNamespace(server=np.zeros(1))
     return types.SimpleNamespace(
-        algorithm=types.SimpleNamespace(score=score), key=None,
+        algorithm=algorithm_of(score), key=None,
         init=lambda: state,
         personal_by_client=lambda _: np.arange(num_users, dtype=np.float32))
 

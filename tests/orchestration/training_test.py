@@ -21,6 +21,7 @@ class Rounds:
   """
 
   placement = types.SimpleNamespace(num_processes=1)
+  refit = None  # Its clients' parameters come from its rounds.
 
   def __init__(self, config, loss=lambda r: 1 / r, rounds_per_call=4):
     self.rounds_per_call = min(rounds_per_call, config.rounds)
