@@ -1,5 +1,6 @@
 """The work that the speed benchmarks share: explicit MF, one epoch of SGD."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -13,11 +14,10 @@ from fedjaxrec.config import (
     ModelConfig,
     ObjectiveConfig,
     ParallelConfig,
+    PrivacyConfig,
     ServerConfig,
 )
 from fedjaxrec.simulation import Simulation, make_simulation
-from fedjaxrec.transforms.clip import clip_by_l2
-from fedjaxrec.transforms.noise import add_gaussian_noise
 
 
 def make_mf_config(
@@ -53,15 +53,10 @@ def make_mf_simulation(
     devices: Sequence[jax.Device] | None = None,
 ) -> Simulation:
   """Builds the simulation, with central DP's clipping and noise if asked."""
-  clip = noise = None
-  if l2_clip_norm:
-    clip = lambda key: clip_by_l2(l2_clip_norm)  # noqa: E731
-  if noise_multiplier:
-    noise = add_gaussian_noise(
-        noise_multiplier * l2_clip_norm, jax.random.key(7))
   return make_simulation(
-      config, *population, num_items, client_transform=clip,
-      server_transform=noise, devices=devices)
+      dataclasses.replace(config, privacy=PrivacyConfig(
+          l2_clip_norm=l2_clip_norm, noise_multiplier=noise_multiplier)),
+      *population, num_items, devices=devices)
 
 
 def make_rounds_call(simulation: Simulation, rounds: int):

@@ -202,11 +202,12 @@ def make_block_work(
             lambda new, old: jnp.where(
                 sent.accepted.reshape(-1, *[1] * (new.ndim - 1)), new, old),
             own, view.personal)
-        # A padding client sends nothing, whatever a transform made of it.
-        delta = jax.tree.map(
-            lambda x: jnp.where(
-                counts.reshape(-1, *[1] * (x.ndim - 1)), x,
-                jnp.zeros((), x.dtype)), delta)
+        if not uplink.keeps_zeros:
+          # A padding client sends nothing, whatever a transform made of it.
+          delta = jax.tree.map(
+              lambda x: jnp.where(
+                  counts.reshape(-1, *[1] * (x.ndim - 1)), x,
+                  jnp.zeros((), x.dtype)), delta)
         if uplink.has_memory:
           own = WithMemory(own, (ByItem(sent.memory[0]), sent.memory[1]))
       if uplink.has_memory:

@@ -101,6 +101,7 @@ def build_protection(
     codec = _make_codec(
         config, expected_cohort, max_cohort, open_rows, dimension)
   uplink = Uplink(
+      clip_norm=None if _codec_clips(config) else _fused_clip(config),
       transform=None if _codec_clips(config) else _client_chain(config),
       report=(lambda state: state[0].report) if adaptive else PLAIN.report,
       has_memory=config.compression.error_feedback,
@@ -132,6 +133,15 @@ def _clip_and_report(clip_norm):
       lambda params: _Report(jnp.float32(0)), update)
 
 
+def _fused_clip(config: Config):
+  """The bound of the whole delta where it is clipped first, by the engine."""
+  clip_norm = _ring_clip_norm(config)
+  if (_is_zero(clip_norm) or config.privacy.clips_groups
+      or config.privacy.clipping == 'adaptive'):
+    return None
+  return lambda state: clip_norm
+
+
 def _client_chain(config: Config):
   """Builds one client's chain, as `Uplink.transform` is, or None."""
   privacy = config.privacy
@@ -147,12 +157,13 @@ def _client_chain(config: Config):
     return clip_by_l2(clip_norm)
 
   clips = not _is_zero(clip_norm) or privacy.clips_groups
-  if not clips and compress is None:
+  fused = _fused_clip(config) is not None
+  if compress is None and (fused or not clips):
     return None
 
   def make(key, round_key, state):
     chain = []
-    if clips:
+    if clips and not fused:
       chain.append(
           _clip_and_report(state.clip_norm)
           if privacy.clipping == 'adaptive' else clip(state))

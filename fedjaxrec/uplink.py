@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjaxrec.transforms.clip import l2_norm
+
 PyTree = Any
 
 
@@ -39,6 +41,9 @@ class Uplink(NamedTuple):
   """The way of a delta, the pair (item rows, shared), to the sum.
 
   Attributes:
+    clip_norm: Server's transform state -> the L2 norm to which a delta is
+      scaled down before the transform, by the one pass that also looks for what
+      is not finite. None: no bound.
     transform: (key, round's key, server's transform state) -> Optax transform
       of one client's delta, which gets the extra argument `mask`: bool, for
       each leaf the leading axes of its rows in use (a scalar for shared
@@ -54,6 +59,7 @@ class Uplink(NamedTuple):
     open_rows: bool [num_items]: the rows that may travel; the others' deltas
       are dropped before the transform. None: all.
   """
+  clip_norm: Callable[[PyTree], Any] | None = None
   transform: (
       Callable[[jax.Array, jax.Array, PyTree], optax.GradientTransformation]
       | None
@@ -68,7 +74,12 @@ class Uplink(NamedTuple):
   def is_plain(self) -> bool:
     """Whether a delta reaches the sum as it left the client."""
     return (self.transform is None and self.codec is None
-            and self.open_rows is None)
+            and self.clip_norm is None and self.open_rows is None)
+
+  @property
+  def keeps_zeros(self) -> bool:
+    """Whether a delta of zeros, such as a padding client's, stays zeros."""
+    return self.transform is None and self.codec is None
 
 
 PLAIN = Uplink()
@@ -106,20 +117,24 @@ def send(
     round_key: The round's, the same for all clients.
 
   Returns:
-    What is sent. A delta with an entry that is not finite, or so large that
-    they do not add up in float32, is rejected, and its memory left as it was.
+    What is sent. A delta with an entry that is not finite, or a norm that is
+    none in float32 (above 1.8e19), is rejected, and its memory left as it was.
   """
-  accepted = jnp.bool_(True)
-  if uplink.transform is not None or uplink.codec is None or (
-      not uplink.codec.checks):
-    size = sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(delta))
-    accepted = jnp.isfinite(size)
-    delta = jax.tree.map(lambda x: jnp.where(accepted, x, 0), delta)
   if uplink.open_rows is not None:
     delta = (jax.tree.map(
         lambda x: jnp.where(
             used.reshape(*used.shape, *[1] * (x.ndim - used.ndim)), x, 0),
         delta[0]), delta[1])
+  accepted = jnp.bool_(True)
+  if uplink.transform is not None or uplink.clip_norm is not None or (
+      uplink.codec is None or not uplink.codec.checks):
+    norm = l2_norm(delta)
+    accepted = jnp.isfinite(norm)
+    scale = jnp.float32(1)
+    if uplink.clip_norm is not None:
+      bound = uplink.clip_norm(transform_state)
+      scale = jnp.where(norm > bound, bound / jnp.maximum(norm, 1e-37), 1)
+    delta = jax.tree.map(lambda x: jnp.where(accepted, x * scale, 0), delta)
   reports: PyTree = ()
   left = memory
   if uplink.transform is not None:
