@@ -68,12 +68,12 @@ def make_cohort_reader(
     who = np.repeat(np.arange(len(client)), mine)
     own_items, own_labels = np.asarray(items[source]), labels[source]
     order = np.lexsort((own_items, who))
+    home_of = np.full(places, per_device, np.int32)
+    home_of[:len(local)] = local
     data = ClientData(
-        starts, np.zeros(width, np.int32), np.zeros(width, np.float32),
-        np.full(places, per_device, np.int32))
+        starts, np.zeros(width, np.int32), np.zeros(width, np.float32), home_of)
     data.items[:total] = own_items[order]
     data.labels[:total] = own_labels[order]
-    data.home[:len(local)] = local
     place_of = np.full(per_device + 1, places, np.int32)
     place_of[local] = np.arange(len(local))
     return data, tuple(place_of[x] for x in local_index)

@@ -93,9 +93,17 @@ def test_the_lines_of_python_run(tmp_path):
   assert (tmp_path / 'runs' / 'first' / 'summary.json').is_file()
 
 
-def test_the_lines_of_bash_run(shell):
-  scripts = [block for block in blocks('bash') if 'venv' not in block]
-  assert len(scripts) == 1
-  out = shell(*scripts[0].splitlines())
-  assert 'movielens-100k' in out
-  assert 'Report: runs/second/report.html' in out
+SCRIPTS = [block for block in blocks('bash') if 'venv' not in block]
+
+
+# What a block of commands must print, in the README's order.
+@pytest.mark.parametrize(('script', 'parts'), list(zip(SCRIPTS, [
+    ['movielens-100k', 'Report: runs/second/report.html'],
+    ['0.7', 'Report: runs/private/report.html', 'epsilon'],
+    ['Report: runs/secure/report.html'],
+    ['sweep'],
+], strict=True)), ids=['shell', 'privacy', 'secure', 'sweep'])
+def test_the_lines_of_bash_run(shell, script, parts):
+  out = shell(*script.splitlines())
+  for part in parts:
+    assert part in out, out

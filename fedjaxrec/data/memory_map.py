@@ -34,17 +34,16 @@ def map_training_arrays(
   Returns:
     items int32 [num_interactions] and ratings float32, in the order given.
   """
-  arrays = train.items, train.ratings
   name = _digest(train)
   try:
-    return tuple(
-        _mapped(folder / _FOLDER / f'{name}.{kind}.npy', array)
-        for kind, array in zip(('items', 'ratings'), arrays, strict=True))
+    return (
+        _mapped(folder / _FOLDER / f'{name}.items.npy', train.items),
+        _mapped(folder / _FOLDER / f'{name}.ratings.npy', train.ratings))
   except OSError as error:
     logging.warning(
         'data.cache_dir=%s cannot be written (%s); the training data stay in '
         'memory. Set --data.cache_dir to a folder with room.', folder, error)
-    return arrays
+    return train.items, train.ratings
 
 
 def _digest(train: Interactions) -> str:
