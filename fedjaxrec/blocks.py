@@ -143,6 +143,27 @@ def make_block_work(
     learning_rate_scale = algorithm.learning_rate_scale(start.round_index)
     whole = algorithm.broadcast(start)
 
+    def send_block(rows, delta, trained, keys, personal, members):
+      """Sends a block's deltas on their way: (rows that travel, Sent)."""
+      used = (rows < num_items) & _wide(trained, rows)
+      if uplink.open_rows is not None:
+        used &= uplink.open_rows.at[rows].get(mode='clip')
+      if uplink.is_dense:
+        delta = (spread(delta[0], rows, num_items), delta[1])
+        rows = jnp.broadcast_to(
+            jnp.arange(num_items, dtype=jnp.int32), (len(members), num_items))
+        used = jnp.broadcast_to(
+            trained[:, None] if uplink.open_rows is None
+            else trained[:, None] & uplink.open_rows, rows.shape)
+      memory: PyTree = ()
+      if uplink.has_memory:
+        held = gather_personal(personal.memory, members, rows)
+        memory = (held[0].rows, held[1])
+      return rows, jax.vmap(
+          lambda d, u, m, k: send(
+              uplink, d, u, m, start.transform_state, k, codec_key)
+      )(delta, used, memory, keys)
+
     def train(capacity, members, personal):
       clients, keys, examples = read_block(capacity, members)
       members = locate(members)
@@ -166,48 +187,27 @@ def make_block_work(
       loss = (contribution.loss_sum, contribution.loss_count)
       rejected = jnp.int32(0)
       reports: PyTree = ()
-      if uplink.is_plain:
-        rows_sent = rows
-      else:
+      rows_sent = rows
+      if not uplink.is_plain:
         trained = weight > 0
-        used = (rows < num_items) & trained.reshape(-1, *[1] * (rows.ndim - 1))
-        if uplink.open_rows is not None:
-          used &= uplink.open_rows.at[rows].get(mode='clip')
-        rows_sent = rows
-        if uplink.is_dense:
-          delta = (spread(delta[0], rows, num_items), delta[1])
-          rows_sent = jnp.broadcast_to(
-              jnp.arange(num_items, dtype=jnp.int32), (len(members), num_items))
-          used = jnp.broadcast_to(
-              trained[:, None] if uplink.open_rows is None
-              else trained[:, None] & uplink.open_rows, rows_sent.shape)
-        memory: PyTree = ()
-        if uplink.has_memory:
-          held = gather_personal(personal.memory, members, rows_sent)
-          memory = (held[0].rows, held[1])
-        sent = jax.vmap(
-            lambda d, u, m, k: send(
-                uplink, d, u, m, start.transform_state, k, codec_key)
-        )(delta, used, memory, keys)
-        delta = sent.delta
-        rejected = (trained & ~sent.accepted).sum(dtype=jnp.int32)
+        rows_sent, sent = send_block(rows, delta, trained, keys, personal,
+                                     members)
         counts = trained & sent.accepted
-        weight = jnp.where(counts, weight, 0)
+        delta, weight = sent.delta, jnp.where(counts, weight, 0)
+        rejected = (trained & ~sent.accepted).sum(dtype=jnp.int32)
         loss = jax.tree.map(lambda x: jnp.where(sent.accepted, x, 0), loss)
         reports = jax.tree.map(
             lambda x: jnp.where(counts, x.astype(jnp.float32), 0).sum(0),
             sent.reports)
         # A client that is rejected has learnt nothing worth keeping.
         own = jax.tree.map(
-            lambda new, old: jnp.where(
-                sent.accepted.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+            lambda new, old: jnp.where(_wide(sent.accepted, new), new, old),
             own, view.personal)
         if not uplink.keeps_zeros:
           # A padding client sends nothing, whatever a transform made of it.
           delta = jax.tree.map(
               lambda x: jnp.where(
-                  counts.reshape(-1, *[1] * (x.ndim - 1)), x,
-                  jnp.zeros((), x.dtype)), delta)
+                  _wide(counts, x), x, jnp.zeros((), x.dtype)), delta)
         if uplink.has_memory:
           own = WithMemory(own, (ByItem(sent.memory[0]), sent.memory[1]))
       if uplink.has_memory:
@@ -233,3 +233,8 @@ def spread(item_rows: PyTree, rows: jax.Array, num_items: int) -> PyTree:
       lambda x: jax.vmap(lambda r, d: jnp.zeros(
           (num_items, *d.shape[1:]), d.dtype).at[r].add(d, mode='drop'))(
               flat, x.reshape(*flat.shape, *x.shape[rows.ndim:])), item_rows)
+
+
+def _wide(per_client: jax.Array, leaf: jax.Array) -> jax.Array:
+  """A vector [B], to be broadcast over a leaf [B, ...]."""
+  return per_client.reshape(-1, *[1] * (leaf.ndim - 1))
