@@ -5,6 +5,8 @@ compression may have made the delta longer; encode for the secure sum. On the
 server: noise on the raw sum, before anything scales it.
 """
 
+import dataclasses
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +33,9 @@ PyTree = Any
 _RING_BITS = 16
 # Keeps the noise's keys apart from the other uses of the run's seed.
 _NOISE_STREAM = 0x4015E
+# What a run's releases do not depend on; the seed has a key of its own.
+_WITHOUT_EFFECT = {'seed', 'engine', 'parallel', 'checkpoint', 'evaluation',
+                   'data.path', 'data.cache_dir'}
 
 
 class Protection(NamedTuple):
@@ -114,6 +119,46 @@ def build_protection(
       float(expected_cohort) if privacy.enabled else None)
 
 
+def noise_key(config: Config, stream: int) -> jax.Array:
+  """The key of a run's noise: of its seed, and of all that its sums depend on.
+
+  Two runs of one seed that differ in anything but performance and evaluation
+  (two epsilons, say) draw different noise: with the same, the difference of
+  what they release would hold no noise at all.
+
+  Args:
+    config: The whole config; floats and the seed may be traced.
+    stream: Tells apart the noises of one run.
+  """
+  texts: list[str] = []
+  numbers: list[Any] = []
+
+  def visit(node, prefix):
+    for field in dataclasses.fields(node):
+      name, value = prefix + field.name, getattr(node, field.name)
+      if name in _WITHOUT_EFFECT:
+        continue
+      if dataclasses.is_dataclass(value):
+        visit(value, f'{name}.')
+      elif isinstance(value, (float, jax.Array)):
+        numbers.append(value)
+      else:
+        texts.append(f'{name}={value!r}')
+
+  visit(config, '')
+  digest = hashlib.sha256('\n'.join(texts).encode()).digest()
+  key = jax.random.fold_in(jax.random.key(config.seed), stream)
+  for start in (0, 4):
+    key = jax.random.fold_in(
+        key, int.from_bytes(digest[start:start + 4], 'little'))
+  mixed = jnp.uint32(0)
+  for number in numbers:
+    bits = jax.lax.bitcast_convert_type(jnp.float32(number), jnp.uint32)
+    mixed = (mixed ^ bits) * jnp.uint32(0x9e3779b1)
+    mixed ^= mixed >> 15
+  return jax.random.fold_in(key, mixed)
+
+
 def _is_zero(value: Any) -> bool:
   """Whether a number is 0; a traced one stands for a number that is not."""
   return isinstance(value, (int, float)) and value == 0
@@ -135,7 +180,7 @@ def _clip_and_report(clip_norm):
 
 def _fused_clip(config: Config):
   """The bound of the whole delta where it is clipped first, by the engine."""
-  clip_norm = _ring_clip_norm(config)
+  clip_norm = ring_clip_norm(config)
   if (_is_zero(clip_norm) or config.privacy.clips_groups
       or config.privacy.clipping == 'adaptive'):
     return None
@@ -146,7 +191,7 @@ def _client_chain(config: Config):
   """Builds one client's chain, as `Uplink.transform` is, or None."""
   privacy = config.privacy
   compress = build_compression(config.compression)
-  clip_norm = _ring_clip_norm(config)
+  clip_norm = ring_clip_norm(config)
 
   def clip(state):
     if privacy.clips_groups:
@@ -187,7 +232,7 @@ def _server_chain(
   privacy = config.privacy
   if not privacy.enabled or config.secure.noise != 'none':
     return None  # Or the clients have added it already.
-  key = jax.random.fold_in(jax.random.key(config.seed), _NOISE_STREAM)
+  key = noise_key(config, _NOISE_STREAM)
   share = (expected_cohort / privacy.deployment_cohort
            if privacy.deployment_cohort else 1.0)
   multiplier = privacy.noise_multiplier * share
@@ -253,7 +298,7 @@ def _only_rows(transform, open_rows):
   return optax.GradientTransformationExtraArgs(transform.init, update)
 
 
-def _ring_clip_norm(config: Config) -> float:
+def ring_clip_norm(config: Config) -> float:
   """The bound of a delta's norm: the privacy section's, or the ring's own."""
   if not _is_zero(config.privacy.l2_clip_norm):
     return config.privacy.l2_clip_norm
@@ -286,7 +331,7 @@ def make_run_ring(
     ValueError: If the ring is too small.
   """
   secure = config.secure
-  bits, clip_norm = secure.bits or _RING_BITS, _ring_clip_norm(config)
+  bits, clip_norm = secure.bits or _RING_BITS, ring_clip_norm(config)
   if secure.noise == 'none':
     return make_ring(bits, clip_norm, max_cohort,
                      entry_bound=secure.entry_bound or None)
@@ -308,7 +353,7 @@ def noise_share(config: Config, ring: Ring, expected_cohort: float) -> float:
   """
   if config.secure.noise == 'none':
     return 0.0
-  return (config.privacy.noise_multiplier * _ring_clip_norm(config) * ring.scale
+  return (config.privacy.noise_multiplier * ring_clip_norm(config) * ring.scale
           / config.secure.survivor_threshold(expected_cohort) ** 0.5)
 
 

@@ -41,6 +41,7 @@ from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import Contribution, View
 from fedjaxrec.models.recommender import Recommender
+from fedjaxrec.protection import noise_key
 from fedjaxrec.server import ServerState, Sum
 from fedjaxrec.transforms.noise import add_gaussian_noise
 
@@ -90,7 +91,7 @@ def describe_noise(config: Config) -> dict[str, Any]:
 def make_noise(config: Config) -> optax.GradientTransformation:
   """The noise on (item statistics, whole statistics), as they are summed."""
   stddev = noise_stddevs(config)
-  key = jax.random.fold_in(jax.random.key(config.seed), _NOISE_STREAM)
+  key = noise_key(config, _NOISE_STREAM)
   return add_gaussian_noise(
       ({'gramian': stddev.item_gramians, 'vector': stddev.vectors,
         'count': stddev.counts}, {'gramian': stddev.gramian}), key)
@@ -179,8 +180,9 @@ def make_dpals(
   def client_update(view: View, examples, num_examples):
     users, loss = solve_block(config, num_items, view, examples, num_examples)
     norm = jnp.linalg.norm(users, axis=1)
-    sent = users * jnp.minimum(
-        1, bound / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))[:, None]
+    # A client whose solution is not finite sends nothing.
+    sent = jnp.where(jnp.isfinite(norm)[:, None], users * jnp.minimum(
+        1, bound / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))[:, None], 0)
     look_up = jax.vmap(lambda x, rows: x.at[rows].get(mode='clip'))
     eligible = examples.used & (
         look_up(view.shared['head'], examples.rows) > 0)

@@ -171,6 +171,18 @@ def check_secure(config: Any) -> None:
         f'server.row_normalization=contributors with secure.level='
         f'{secure.level}: how many clients touched a row is what a secure sum '
         'hides; use server.row_normalization=mean (auto does).')
+  if privacy.enabled and secure.noise == 'none':
+    raise ValueError(
+        f'privacy.epsilon={privacy.epsilon}, privacy.noise_multiplier='
+        f'{privacy.noise_multiplier} with secure.level={secure.level}: rounding '
+        'to integers lengthens a delta beyond its clip norm, and a sum of too '
+        'few is not opened, which noise of the server does not cover; use '
+        'secure.noise=skellam or discrete_gaussian, which do.')
+  if config.compression.error_feedback and secure.dropout:
+    raise ValueError(
+        f'secure.dropout={secure.dropout} with error feedback '
+        '(compression.error_feedback): a client that falls silent would forget '
+        'what it had not sent; drop one of them.')
   if secure.min_survivors > config.cohort.size > 0:
     raise ValueError(
         f'secure.min_survivors={secure.min_survivors} with cohort.size='

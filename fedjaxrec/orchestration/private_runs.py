@@ -7,6 +7,7 @@ charged before each block of rounds. At the end: what the summary says.
 
 import dataclasses
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -154,7 +155,9 @@ def choose_head(
   popularity: np.ndarray = np.bincount(
       train.items, weight, train.num_items).astype(np.float64)
   if plan.config.head_source == 'private':
-    noise = np.random.default_rng([_HEAD_STREAM, seed])
+    # Another budget is other noise: with the same, their difference has none.
+    noise = np.random.default_rng(
+        [_HEAD_STREAM, seed, zlib.crc32(repr(plan.config).encode())])
     popularity = popularity + noise.normal(
         0, plan.head_noise_multiplier * plan.noise_scale, train.num_items)
   open_rows = np.zeros(train.num_items, np.bool_)

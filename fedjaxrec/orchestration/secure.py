@@ -27,7 +27,7 @@ from fedjaxrec.orchestration.secure_sums import (
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.privacy import distributed
 from fedjaxrec.privacy.plan import default_delta
-from fedjaxrec.protection import make_run_ring, noise_share
+from fedjaxrec.protection import make_run_ring, noise_share, ring_clip_norm
 from fedjaxrec.simulation import Simulation
 from fedjaxrec.uplink import PLAIN
 
@@ -136,7 +136,7 @@ def open_sums(
   share = noise_share(config, ring, cohort)
   l2_bound = None
   if config.secure.norm_check:
-    clip_norm = config.secure.l2_clip_norm or config.privacy.l2_clip_norm or 1.0
+    clip_norm = ring_clip_norm(config)
     # The longest that rounding can make it, and one for the proof's own floor.
     l2_bound = 1 + ranges.rounded_l2_bound(
         1.001 * clip_norm * ring.scale,
@@ -201,7 +201,7 @@ def calibrate_noise(
   found = dataclasses.replace(
       noise, noise_multiplier=config.privacy.noise_multiplier, scale=ring.scale)
   return config, {
-      'unit': 'client', 'neighboring': 'add_or_remove_one',
+      'unit': 'client', 'neighboring': 'replace_special',
       'epsilon': distributed.distributed_epsilon(found, **spent),
       'delta': delta, 'noise_multiplier': found.noise_multiplier,
       'l2_clip_norm': clip_norm, 'sampling_prob': 1.0, 'accountant': 'rdp',

@@ -184,7 +184,12 @@ class SecureSums:
     for client in vectors.keys() - self._identities.keys():
       identity = self._identities[client] = create_identity(client)
       self._registry.enrol(client, identity.public_key)
-    k, t = choose_for(self._secure, len(vectors))
+    try:
+      k, t = choose_for(self._secure, len(vectors))
+    except ValueError as error:
+      # The cohort differs from round to round: for this one there is no graph.
+      raise RoundAborted(
+          Reason.TOO_FEW_SURVIVORS, Stage.ADVERTISE, {}, str(error)) from error
     dropouts: dict[str, list[int]] = {label: [] for label in STAGES}
     for client, stage in silent.items():
       dropouts[stage.label].append(client)

@@ -269,6 +269,9 @@ def _look(
       job.config, program.study.members[index], program.evaluators[index],
       stop, stop.state if host is None else member_state(host, index), metrics,
       seconds)
+  book = program.books.get(index)
+  if book is not None and stop.lines:
+    stop.lines[-1][private_runs.HEAD_FIELD] = book.head
   with run_directory.open_metrics(job.folder) as log:
     for line in map(summary_lib.rounded, stop.lines):
       log.append(line)

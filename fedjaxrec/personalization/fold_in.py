@@ -57,7 +57,10 @@ def make_fold_in(
       dataclasses.replace(
           config, rounds=epochs, cohort=CohortConfig(size=0),
           # On the client's own device: nothing leaves it.
-          privacy=PrivacyConfig(), compression=CompressionConfig(),
+          privacy=PrivacyConfig(
+              l2_clip_norm=config.privacy.l2_clip_norm
+              if config.algorithm.name == 'dpals' else 0.0),
+          compression=CompressionConfig(),
           secure=SecureConfig(),
           client=dataclasses.replace(
               config.client, item_learning_rate=0.0, schedule='constant'),
