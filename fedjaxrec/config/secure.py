@@ -174,8 +174,8 @@ def check_secure(config: Any) -> None:
   if privacy.enabled and secure.noise == 'none':
     raise ValueError(
         f'privacy.epsilon={privacy.epsilon}, privacy.noise_multiplier='
-        f'{privacy.noise_multiplier} with secure.level={secure.level}: rounding '
-        'to integers lengthens a delta beyond its clip norm, and a sum of too '
+        f'{privacy.noise_multiplier} with secure.level={secure.level}: '
+        'rounding to integers lengthens a delta beyond its clip norm, and a sum of too '
         'few is not opened, which noise of the server does not cover; use '
         'secure.noise=skellam or discrete_gaussian, which do.')
   if config.compression.error_feedback and secure.dropout:
