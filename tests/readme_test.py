@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from fedjaxrec import cli
+from fedjaxrec.config.sections import SECTIONS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -66,7 +67,9 @@ def test_ci_takes_its_test_command_from_the_readme():
 
 
 def test_every_flag_named_in_the_readme_exists():
-  known = {'helpshort', 'helpfull', 'flagfile', 'dist'}
+  # Of other programs, and whole sections (`--privacy.*`).
+  known = {'helpshort', 'helpfull', 'flagfile', 'dist', 'nodes', 'ntasks',
+           *SECTIONS}
   for command in cli.COMMANDS:
     known |= set(cli._flag_values(command))
   named = set(re.findall(r'--([a-z][a-z_.0-9]*)', README))

@@ -175,9 +175,9 @@ def check_secure(config: Any) -> None:
     raise ValueError(
         f'privacy.epsilon={privacy.epsilon}, privacy.noise_multiplier='
         f'{privacy.noise_multiplier} with secure.level={secure.level}: '
-        'rounding to integers lengthens a delta beyond its clip norm, and a sum of too '
-        'few is not opened, which noise of the server does not cover; use '
-        'secure.noise=skellam or discrete_gaussian, which do.')
+        'rounding to integers lengthens a delta beyond its clip norm, and a '
+        'sum of too few is not opened, which the noise of a server does not '
+        'cover; use secure.noise=skellam or discrete_gaussian.')
   if config.compression.error_feedback and secure.dropout:
     raise ValueError(
         f'secure.dropout={secure.dropout} with error feedback '

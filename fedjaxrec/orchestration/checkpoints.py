@@ -124,6 +124,11 @@ def _is_whole(leaves: list[np.ndarray], meta: dict[str, Any]) -> bool:
               for home, digest in enumerate(homes['sha256']))
 
 
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  """Orbax reports every step of its own through absl; others may speak."""
+  return record.levelno >= logging.ERROR or 'orbax' not in record.pathname
+
+
 def open_store(
     directory: pathlib.Path, keep: int, data_fingerprint: str
 ) -> Store:
@@ -135,8 +140,9 @@ def open_store(
     data_fingerprint: Of the data trained on: a checkpoint of other data, whose
       arrays may well have the same shapes, is refused.
   """
-  # Orbax reports every step of its own through absl at level INFO.
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  logger = logging.getLogger('absl')
+  if _is_not_orbax not in logger.filters:
+    logger.addFilter(_is_not_orbax)
   manager = ocp.CheckpointManager(
       directory.absolute(), options=ocp.CheckpointManagerOptions(
           max_to_keep=keep, enable_async_checkpointing=False, create=False))

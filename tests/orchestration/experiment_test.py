@@ -131,7 +131,8 @@ class TestRunDirectory:
     for line in lines:
       validated = {'validation'} if line['round'] in (2, 4, 5) else set()
       assert line.keys() == {
-          'round', 'loss', 'reported', 'num_examples', 'clients_per_s',
+          'round', 'loss', 'reported', 'num_examples', 'rejected',
+          'clients_per_s',
           'examples_per_s', 'train_s'} | validated
       assert line['reported'] == (counts > 0).sum()
       assert line['num_examples'] == slots.sum()
@@ -203,6 +204,7 @@ class TestSummary:
         'uplink_bytes_per_client', 'downlink_bytes_per_client',
         'dense_uplink_bytes_per_client', 'total_bytes'}
     assert all(isinstance(n, float) and n > 0 for n in communication.values())
+    assert summary.pop('secure') is None
     assert not summary  # Whoever adds a key says here what it is.
 
   def check_metrics(self, section, num_users, more):

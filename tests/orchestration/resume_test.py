@@ -216,8 +216,11 @@ class TestRefused:
 
   def test_every_section_is_compared_or_declared_free(self):
     """A section added to the config must be added here, and thought about."""
-    compared = {'seed', 'data', 'synthetic', 'split', 'model', 'algorithm',
-                'objective', 'client', 'server', 'cohort', 'evaluation'}
+    compared = {
+        'seed', 'data', 'synthetic', 'split', 'model', 'algorithm', 'ials',
+        'dpals', 'fcf', 'fedmf', 'pfedrec', 'gpfedrec', 'fedrap', 'fedrecon',
+        'ditto', 'fedrep', 'apfl', 'personalization', 'objective', 'client',
+        'server', 'cohort', 'compression', 'privacy', 'secure', 'evaluation'}
     free = {'rounds', 'engine', 'parallel', 'checkpoint'}
     assert {field.name for field in dataclasses.fields(config_lib.Config)} == (
         compared | free)
