@@ -154,7 +154,7 @@ def make_block_work(
             jnp.arange(num_items, dtype=jnp.int32), (len(members), num_items))
         used = jnp.broadcast_to(
             trained[:, None] if uplink.open_rows is None
-            else trained[:, None] & uplink.open_rows, rows.shape)
+            else trained[:, None] & uplink.open_rows[None, :], rows.shape)
       memory: PyTree = ()
       if uplink.has_memory:
         held = gather_personal(personal.memory, members, rows)

@@ -172,8 +172,8 @@ def test_the_clients_noise_is_as_large_as_said(level, noise):
 def test_head_rows_alone_travel_and_move():
   config = small(
       'masked', secure__rows='chosen', privacy__head_items=10,
-      privacy__l2_clip_norm=2.0, privacy__noise_multiplier=1e-3,
-      secure__l2_clip_norm=0.0)
+      secure__noise='skellam', privacy__l2_clip_norm=2.0,
+      privacy__noise_multiplier=0.5, secure__l2_clip_norm=0.0)
   before, after, _, _, sums = play(config)
   still = (before[0] == after[0]).all(axis=1)
   assert still.sum() == NUM_ITEMS - 10
