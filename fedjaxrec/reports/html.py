@@ -247,10 +247,14 @@ def _traffic(
 ) -> str:
   traffic = summary.get('communication') or {}
   total = figures.format_bytes(traffic.get('total_bytes'))
+  what = ('A client receives and sends only the rows of the item table that '
+          'its examples touch')
+  if summary.get('secure'):
+    what = ('Under a secure sum a client receives and sends all rows that '
+            'travel, whichever its examples touch')
   return _section(
       'What travels',
-      '<p>A client receives and sends only the rows of the item table that its '
-      'examples touch; personal parameters never leave it. Bytes moved by the '
+      f'<p>{what}; personal parameters never leave it. Bytes moved by the '
       f'whole run: {total}.</p>\n',
       _plot(plots, 'traffic', figures.communication(traffic),
             'This run did not count bytes.', size='short'))

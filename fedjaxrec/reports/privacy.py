@@ -4,6 +4,7 @@ Wherever an epsilon is shown, its unit, its neighbours and, for a simulated
 deployment, whose it is, stand beside it.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,11 +25,20 @@ def facts(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:
   return said
 
 
+def _short(value):
+  """At most four digits, rounded up: less would promise more privacy."""
+  if not isinstance(value, float) or len(repr(value)) <= 8:
+    return value
+  digits = 3 - math.floor(math.log10(value))
+  return f'{math.ceil(value * 10.0**digits) / 10.0**digits:.4g}'
+
+
 def _central(privacy):
   """Only what is there: an older summary says less."""
   get = privacy.get
   guarantee = get('guarantee') or (
-      f'epsilon = {get("epsilon")} at delta = {get("delta")}, unit '
+      f'epsilon = {_short(get("epsilon"))} at delta = '
+      f'{_short(get("delta"))}, unit '
       f'{get("unit")}, neighbouring relation {get("neighboring")}')
   said = [('Guarantee', f'{guarantee}.')]
   if get('deployment_cohort'):
