@@ -25,7 +25,7 @@ ROOMS = (
   'memory', 'parallel', 'algorithms', 'communication', 'simulation',
   'study_fields', 'study', 'personalization', 'evaluation', 'references',
   'privacy', 'governance', 'export', 'reports', 'orchestration', '__init__',
-  'sweep_cli', 'privacy_cli', 'cli', '__main__',
+  'sweep_cli', 'benchmark_cli', 'privacy_cli', 'cli', '__main__',
 )
 # Who may ask the package for its version by `import fedjaxrec`.
 ASK_VERSION = {'orchestration', 'cli', '__main__'}
@@ -33,7 +33,7 @@ ASK_VERSION = {'orchestration', 'cli', '__main__'}
 # everywhere but where the sides meet, no file is on both.
 HOST = {'config', 'flags', 'data', 'participation', 'governance', 'reports',
         'privacy_cli', 'study_fields',
-        '__init__', 'sweep_cli', 'cli', '__main__'}
+        '__init__', 'sweep_cli', 'benchmark_cli', 'cli', '__main__'}
 DEVICE = {'population', 'models', 'objectives', 'examples', 'optimizers',
           'local_training', 'transforms', 'uplink', 'protection', 'server',
           'blocks', 'refit', 'rounds', 'hosted_rounds', 'hosted_clients',

@@ -138,7 +138,7 @@ def one_process(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('one')
   config = small_runs.make_config(CHANGES)
   summary = experiment.train(config, workdir, progress=False).summary
-  return workdir, summary, experiment._build(config)
+  return workdir, summary, experiment.build(config)
 
 
 @pytest.fixture(scope='module')
@@ -288,7 +288,7 @@ class TestCheckpointsGoAnywhere:
     workdir = shutil.copytree(work[0] / 'whole', tmp_path / 'run')
     shutil.rmtree(workdir / 'checkpoints' / '4')
     config = small_runs.make_config({**CHANGES, **changes})
-    run = experiment._build(config)
+    run = experiment.build(config)
     round_index, checkpoint = read(workdir)
     assert round_index == 2
     # What is put on other devices is what was written, to the bit.

@@ -7,6 +7,7 @@ grid. `references/tuning.py` has the grids, `benchmarks/references.py` searches.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from fedjaxrec.config.learning import MODELS, OBJECTIVES
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
@@ -126,3 +127,10 @@ class CentralizedConfig:
 ReferenceConfig = (
     PopularityConfig | ItemKNNConfig | EaseConfig | IALSConfig
     | CentralizedConfig)
+REFERENCE_CONFIGS: Mapping[str, type[ReferenceConfig]] = {
+    'popularity': PopularityConfig,
+    'item_knn': ItemKNNConfig,
+    'ease': EaseConfig,
+    'ials': IALSConfig,
+    'mf': CentralizedConfig,
+}

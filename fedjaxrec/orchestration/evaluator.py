@@ -58,7 +58,8 @@ def cutoffs(config: Config) -> tuple[int, ...]:
 
 
 def make_evaluator(
-    config: Config, split: Split, simulation: Simulation
+    config: Config, split: Split, simulation: Simulation,
+    trained_alone: dict[str, np.ndarray] | None = None
 ) -> Evaluator:
   """Builds the evaluator of a run.
 
@@ -71,6 +72,8 @@ def make_evaluator(
     config: The run's config.
     split: The run's data.
     simulation: The run's simulation.
+    trained_alone: Where the scores of clients that trained alone are kept:
+      evaluators of one run by several protocols share it, and train them once.
 
   Raises:
     ValueError: If a part of the split cannot be ranked; see `make_ranker`.
@@ -78,6 +81,7 @@ def make_evaluator(
   evaluation = config.evaluation
   ks, num_items = cutoffs(config), split.num_items
   trained = split.train.counts > 0
+  kept = {} if trained_alone is None else trained_alone
   fold_in = make_fold_in(config, split.fold_in)
   score = simulation.algorithm.score
   batch_size = min(
@@ -149,12 +153,15 @@ def make_evaluator(
     cohort = config.cohort.size or trained.sum()
     rounds = evaluation.local_only_rounds or min(
         _LOCAL_ONLY_ROUNDS, -(-config.rounds * cohort // trained.sum()))
-    state = simulation.init()
-    personal = jax.tree.map(
-        lambda x: x[users], simulation.personal_by_client(state))
-    scores = controls.train_local_only(
-        simulation.algorithm, jax.tree.map(np.asarray, state.server), personal,
-        own, users, int(rounds), config.client.batch_size, simulation.key)
+    if 'scores' not in kept:
+      state = simulation.init()
+      personal = jax.tree.map(
+          lambda x: x[users], simulation.personal_by_client(state))
+      kept['scores'] = controls.train_local_only(
+          simulation.algorithm, jax.tree.map(np.asarray, state.server),
+          personal, own, users, int(rounds), config.client.batch_size,
+          simulation.key)
+    scores = kept['scores']
     rank = make_test_ranker(controls.score_from_matrix, users)
     return summarise(
         rank(scores, np.arange(num_items, dtype=np.int32), ()), users)

@@ -94,7 +94,7 @@ def train(
   hosts.join(config.parallel)
   resuming = hosts.on_first(
       lambda: _check_workdir(config, workdir, resume, overwrite))
-  run = hosts.together(lambda: _build(config))
+  run = hosts.together(lambda: build(config))
   hosts.check_agreement(config, run.split.split_fingerprint)
   hosts.on_first(lambda: run_directory.prepare_workdir(
       workdir, resume=resume, overwrite=overwrite))
@@ -144,7 +144,7 @@ def evaluate(
   workdir = pathlib.Path(workdir)
   config = config_lib.from_dict(
       run_directory.read_json(workdir / run_directory.CONFIG))
-  run = _build(dataclasses.replace(
+  run = build(dataclasses.replace(
       config, evaluation=evaluation, parallel=ParallelConfig(
           mode='single' if config.secure.on_host else 'auto')))
   with contextlib.closing(_open_store(run, workdir)) as store:
@@ -226,8 +226,17 @@ def load_data(config: Config) -> Split:
   return split
 
 
-def _build(config: Config) -> Run:
-  split = load_data(config)
+def build(config: Config, split: Split | None = None) -> Run:
+  """Makes of a config everything that a run needs; compiles nothing.
+
+  Args:
+    config: The run.
+    split: Its data; None: they are loaded.
+
+  Raises:
+    ValueError, FileNotFoundError: For anything wrong with config or data.
+  """
+  split = load_data(config) if split is None else split
   if config.engine.data == 'host':
     split = _map_training_part(config, split)
   train_part = split.train

@@ -44,7 +44,9 @@ class Member(NamedTuple):
   config: Config
 
 
-def parse_axes(texts: Sequence[str]) -> tuple[Axis, ...]:
+def parse_axes(
+    texts: Sequence[str], config_class: type = Config
+) -> tuple[Axis, ...]:
   """Reads `FIELD=VALUE,VALUE,...`; several fields with `;` between them.
 
   Fields joined by `/` change together, and so do their values:
@@ -53,11 +55,12 @@ def parse_axes(texts: Sequence[str]) -> tuple[Axis, ...]:
 
   Args:
     texts: The values of --sweep.grid, in order.
+    config_class: Whose fields they are.
 
   Raises:
     ValueError: With what is wrong and what to write instead.
   """
-  fields = {field.name: field for field in config_fields()}
+  fields = {field.name: field for field in config_fields(config_class)}
   axes = []
   for part in (p.strip() for text in texts for p in text.split(';')):
     if part:
@@ -137,8 +140,12 @@ def _show(value: Any) -> str:
       value).lower() if isinstance(value, bool) else str(value)
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
+def parse_seeds(text: str, flag: str = 'sweep.seeds') -> tuple[int, ...]:
   """Reads `0,1,2` or `0-7`, or both with commas between them.
+
+  Args:
+    text: The flag's value.
+    flag: Its name, for the message.
 
   Raises:
     ValueError: For anything else, for none, and for a seed that is there twice.
@@ -150,20 +157,20 @@ def parse_seeds(text: str) -> tuple[int, ...]:
       seeds += range(int(first), int(last) + 1) if dash else [int(first)]
     except ValueError:
       raise ValueError(
-          f'sweep.seeds={text!r}: {part!r} is no seed; write whole numbers, as '
+          f'{flag}={text!r}: {part!r} is no seed; write whole numbers, as '
           'in 0,1,2 or 0-7.') from None
   twice = [seed for seed in seeds if seeds.count(seed) > 1]
   if twice:
     raise ValueError(
-        f'sweep.seeds={text!r} has {twice[0]} twice; the same seed gives the '
+        f'{flag}={text!r} has {twice[0]} twice; the same seed gives the '
         'same run.')
   if not seeds:
     raise ValueError(
-        f'sweep.seeds={text!r} holds no seed; write, for example, 0-7.')
+        f'{flag}={text!r} holds no seed; write, for example, 0-7.')
   return tuple(seeds)
 
 
-def replace_fields(config: Config, values: Mapping[str, Any]) -> Config:
+def replace_fields(config: Any, values: Mapping[str, Any]) -> Any:
   """The config with other values, by dotted name; validated as a whole."""
   sections: dict[str, dict[str, Any]] = {}
   for name, value in values.items():

@@ -1,33 +1,20 @@
 """The references by name.
 
-A new reference is one file, one config and name in `config/references.py`, and
-one line in each table here.
+A new reference is one file, one config and its lines in `config/references.py`,
+and one line in the table here.
 """
 
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from fedjaxrec.config.references import (
-    CentralizedConfig,
-    EaseConfig,
-    IALSConfig,
-    ItemKNNConfig,
-    PopularityConfig,
-    ReferenceConfig,
-)
+from fedjaxrec.config.references import REFERENCE_CONFIGS, ReferenceConfig
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.evaluation import controls
 from fedjaxrec.references import ease, ials, item_knn, matrix_factorization
 from fedjaxrec.references.reference import Reference
 
-CONFIGS: Mapping[str, type[ReferenceConfig]] = {
-    'popularity': PopularityConfig,
-    'item_knn': ItemKNNConfig,
-    'ease': EaseConfig,
-    'ials': IALSConfig,
-    'mf': CentralizedConfig,
-}
+CONFIGS = REFERENCE_CONFIGS
 
 _FITTERS: Mapping[str, Callable[..., Reference]] = {
     'popularity': lambda train, config, fold_in, seed: Reference(
