@@ -16,7 +16,7 @@ import optax
 from fedjaxrec.aggregation import distributed_noise
 from fedjaxrec.aggregation.ring import Ring, make_ring
 from fedjaxrec.config import Config
-from fedjaxrec.transforms import adaptive_clip
+from fedjaxrec.transforms import adaptive_clip, released_counts
 from fedjaxrec.transforms.clip import clip_by_l2, clip_groups_by_l2
 from fedjaxrec.transforms.compression import build_compression
 from fedjaxrec.transforms.correlated_noise import (
@@ -33,6 +33,7 @@ PyTree = Any
 _RING_BITS = 16
 # Keeps the noise's keys apart from the other uses of the run's seed.
 _NOISE_STREAM = 0x4015E
+_COUNT_STREAM = 0xC0147
 # What a run's releases do not depend on; the seed has a key of its own.
 _WITHOUT_EFFECT = {'seed', 'engine', 'parallel', 'checkpoint', 'evaluation',
                    'data.path', 'data.cache_dir'}
@@ -101,6 +102,11 @@ def build_protection(
         'matrix is optimised for the run, before a simulation is built; use '
         'fedjaxrec.train.')
   adaptive = privacy.clipping == 'adaptive'
+  server_chain = _server_chain(config, expected_cohort, open_rows, strategy)
+  if privacy.release_counts:
+    server_chain = released_counts.with_counts(
+        server_chain, _count_stddev(config, expected_cohort),
+        noise_key(config, _COUNT_STREAM))
   codec = None
   if secure.is_on:
     codec = _make_codec(
@@ -113,10 +119,31 @@ def build_protection(
       # Noise stands in every entry, whatever the client touched.
       is_dense=secure.on_host and secure.noise != 'none',
       codec=codec,
-      open_rows=open_rows)
+      open_rows=open_rows,
+      count_norm=privacy.count_clip_norm if privacy.release_counts else None)
   return Protection(
-      uplink, _server_chain(config, expected_cohort, open_rows, strategy),
+      uplink, server_chain,
       float(expected_cohort) if privacy.enabled else None)
+
+
+def count_floor(config: Config, expected_cohort: float | None) -> Any:
+  """The least that a noisy count of contributors is read as.
+
+  Args:
+    config: The whole config, its noise calibrated; scalars may be traced.
+    expected_cohort: Clients expected in a round; None where nothing is private.
+
+  Returns:
+    None where no counts are released.
+  """
+  if not config.privacy.release_counts or expected_cohort is None:
+    return None
+  return released_counts.count_floor(_count_stddev(config, expected_cohort))
+
+
+def _count_stddev(config, expected_cohort):
+  return released_counts.count_noise_stddev(
+      config.privacy, _cohort_share(config.privacy, expected_cohort))
 
 
 def noise_key(config: Config, stream: int) -> jax.Array:
@@ -207,6 +234,8 @@ def _client_chain(config: Config):
     return None
 
   def make(key, round_key, state):
+    if privacy.release_counts:
+      state = state[0]  # Beside it: that of the counts' noise.
     chain = []
     if clips and not fused:
       chain.append(
@@ -233,8 +262,7 @@ def _server_chain(
   if not privacy.enabled or config.secure.noise != 'none':
     return None  # Or the clients have added it already.
   key = noise_key(config, _NOISE_STREAM)
-  share = (expected_cohort / privacy.deployment_cohort
-           if privacy.deployment_cohort else 1.0)
+  share = _cohort_share(privacy, expected_cohort)
   multiplier = privacy.noise_multiplier * share
   if privacy.clipping == 'adaptive':
     inner = adaptive_clip.add_noise_and_adapt(
@@ -265,6 +293,13 @@ def _server_chain(
   else:
     noise = add_gaussian_noise(multiplier * privacy.l2_clip_norm, key)
   return noise if open_rows is None else _only_rows(noise, open_rows)
+
+
+def _cohort_share(privacy, expected_cohort):
+  """The factor on all noise of a simulated deployment."""
+  if not privacy.deployment_cohort:
+    return 1.0
+  return expected_cohort / privacy.deployment_cohort
 
 
 def _in_units_of(norms, transform):

@@ -153,7 +153,8 @@ def make_round(
       # Equal weights are no pass over the deltas: a padding client's rows are
       # dropped, and its other deltas are zero.
       total = _add_block(
-          total, rows, delta[0], delta[1], weight, algorithm.weight_by_examples)
+          total, rows, delta[0], delta[1], weight, algorithm.weight_by_examples,
+          uplink.count_norm)
       total = total._replace(
           reports=jax.tree.map(jnp.add, total.reports, reports))
       return total, personal, jax.tree.map(jnp.add, metrics, measured)
@@ -268,7 +269,8 @@ def make_round(
       empty_sum, step, upload if hosted else None, finish if hosted else None)
 
 
-def _add_block(total, rows, item_rows, shared, weight, weighted):
+def _add_block(
+    total, rows, item_rows, shared, weight, weighted, count_norm=None):
   """Adds a block's deltas, leaves [B, ...], to the sum."""
   def weigh(x):
     return x * weight.reshape(-1, *[1] * (x.ndim - 1)) if weighted else x
@@ -276,8 +278,13 @@ def _add_block(total, rows, item_rows, shared, weight, weighted):
   flat = rows.reshape(-1)
   row_weight = total.row_weight
   if row_weight.size:
+    share = weight
+    if count_norm is not None:
+      touched = (rows < len(row_weight)).reshape(len(weight), -1).sum(1)
+      share = weight * jnp.minimum(
+          1, count_norm / jnp.sqrt(jnp.maximum(touched, 1)))
     row_weight = row_weight.at[flat].add(
-        jnp.repeat(weight, flat.size // weight.size), mode='drop')
+        jnp.repeat(share, flat.size // weight.size), mode='drop')
   return Sum(
       jax.tree.map(
           lambda t, d: t.at[flat].add(

@@ -79,6 +79,7 @@ def make_server(
     transform: optax.GradientTransformation | None = None,
     expected_cohort: float | None = None,
     table_dtype: str = 'float32',
+    count_floor: Any = None,
 ) -> Server:
   """Builds the server's step from Optax optimizers.
 
@@ -102,11 +103,16 @@ def make_server(
       reported: a public number, where their number is private.
     table_dtype: Of the item table at rest. Sums, optimizer state and the step
       are float32, and only the row that results is rounded.
+    count_floor: Where given, the transform is of the triple (item_table,
+      shared, row_weight), and what it makes of the third, at least this, is
+      what contributors divides by: numbers that were released with noise. Above
+      0; may be traced. None: row_weight is no part of what is transformed.
 
   Raises:
     ValueError: For a transform of the sum together with lazy rows of an
-      optimizer with state, or with contributors: both would undo it on the rows
-      that nobody touched, and so show which ones were.
+      optimizer with state, or with contributors that it does not count: both
+      would undo it on the rows that nobody touched, and so show which ones
+      were. For a count_floor without transform or contributors.
   """
   # The state for one row: only what follows the parameters' shape counts.
   has_state = bool(jax.tree.leaves(
@@ -115,7 +121,14 @@ def make_server(
     transform = optax.with_extra_args_support(transform)
   mask_rows = lazy_rows and has_state
   needs_row_weight = mask_rows or row_normalization == 'contributors'
-  if transform is not None and needs_row_weight:
+  counts = count_floor is not None
+  if counts and (transform is None or row_normalization != 'contributors'):
+    raise ValueError(
+        f'count_floor={count_floor} with row_normalization='
+        f'{row_normalization!r}: counts that are released with noise are for '
+        'server.row_normalization=contributors under a transform of the sum.')
+  if transform is not None and (
+      mask_rows or needs_row_weight and not counts):
     raise ValueError(
         f'lazy_rows={lazy_rows} and row_normalization={row_normalization!r} '
         'with a transform of the sum: what it does to rows that nobody touched '
@@ -128,7 +141,9 @@ def make_server(
         jnp.int32(0), start, shared, item_optimizer.init(item_table),
         shared_optimizer.init(shared),
         optax.EmptyState() if transform is None else transform.init(
-            (item_table, shared)))
+            (item_table, shared, jnp.zeros(
+                len(jax.tree.leaves(item_table)[0]))) if counts
+            else (item_table, shared)))
 
   def map_row_state(fn, opt_state, *others):
     """Maps the leaves of optimizer state that have one row an item."""
@@ -193,13 +208,16 @@ def make_server(
   def update(state: ServerState, total: Sum) -> ServerState:
     sums, transform_state = (
         total.item_table, total.shared), state.transform_state
+    row_weight = total.row_weight
     if transform is not None:
       sums, transform_state = transform.update(
-          sums, transform_state, (state.item_table, state.shared),
-          reports=total.reports)
+          (*sums, row_weight) if counts else sums, transform_state,
+          (state.item_table, state.shared), reports=total.reports)
+    if counts:
+      row_weight = jnp.maximum(sums[2], count_floor)
     table, opt_state = step_rows(
         state, state.item_table, state.item_opt_state, sums[0],
-        total.row_weight, total.weight)
+        row_weight, total.weight)
     return update_shared(state, sums[1], total.weight)._replace(
         item_table=table, item_opt_state=opt_state,
         transform_state=transform_state)

@@ -58,6 +58,8 @@ class Uplink(NamedTuple):
     codec: Sums as integers; None: sums of floats.
     open_rows: bool [num_items]: the rows that may travel; the others' deltas
       are dropped before the transform. None: all.
+    count_norm: L2 norm to which a client's 0/1 vector of touched rows is scaled
+      down, where the server counts contributors. None: it is not bounded.
   """
   clip_norm: Callable[[PyTree], Any] | None = None
   transform: (
@@ -69,6 +71,7 @@ class Uplink(NamedTuple):
   is_dense: bool = False
   codec: Codec | None = None
   open_rows: jax.Array | None = None
+  count_norm: float | None = None
 
   @property
   def is_plain(self) -> bool:

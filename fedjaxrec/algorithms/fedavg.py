@@ -19,6 +19,7 @@ from fedjaxrec.optimizers import (
     stands_still,
 )
 from fedjaxrec.participation.plan import choose_tile
+from fedjaxrec.protection import count_floor
 from fedjaxrec.server import make_server
 
 
@@ -66,7 +67,8 @@ def make_fedavg(
       row_normalization=normalization,
       lazy_rows=server.lazy_rows and not hidden,
       transform=server_transform, expected_cohort=expected_cohort,
-      table_dtype=config.model.table_dtype)
+      table_dtype=config.model.table_dtype,
+      count_floor=count_floor(config, expected_cohort))
   return Algorithm(
       init_server=lambda key: steps.init(*recommender.init_server(key)),
       init_personal=recommender.init_personal,

@@ -21,6 +21,7 @@ from fedjaxrec.config import Config
 from fedjaxrec.local_training import Contribution, View
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.optimizers import build_optimizer, make_schedule
+from fedjaxrec.protection import count_floor
 from fedjaxrec.server import make_server
 
 
@@ -61,7 +62,8 @@ def make_fedmf(
       make_schedule(server.schedule, server.final_fraction, config.rounds),
       row_normalization='sum' if normalization == 'auto' else normalization,
       lazy_rows=server.lazy_rows and not hidden,
-      transform=server_transform, expected_cohort=expected_cohort)
+      transform=server_transform, expected_cohort=expected_cohort,
+      count_floor=count_floor(config, expected_cohort))
 
   def client_update(view: View, examples, num_examples):
     rows, users = view.item_rows['item'], view.personal['user']

@@ -63,11 +63,6 @@ def prepare(
   """
   if not config.privacy.enabled:
     return None
-  if config.privacy.release_counts:
-    raise ValueError(
-        f'privacy.release_counts={config.privacy.release_counts}: the engine '
-        'sums the cohort, and no noisy counts of it; use '
-        'server.row_normalization=mean without privacy.release_counts.')
   num_clients, cohort = describe_cohort(config, train.counts)
   plan = make_privacy_plan(config, num_clients, cohort, verify=verify)
   open_rows = choose_head(plan, train, config.seed)

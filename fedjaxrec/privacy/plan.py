@@ -164,6 +164,8 @@ class PrivacyPlan(NamedTuple):
         'noise_stddev_shared': self.noise_stddev_shared,
         'bit_noise_stddev': self.bit_noise_stddev,
         'count_noise_stddev': self.count_noise_stddev,
+        'count_clip_norm': (
+            config.count_clip_norm if config.release_counts else None),
         'head_items': config.head_items,
         'head_source': config.head_source if config.head_items else None,
         'head_noise_multiplier': self.head_noise_multiplier,

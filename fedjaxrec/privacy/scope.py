@@ -19,7 +19,8 @@ def refuse_unsound(config: Config) -> None:
   if by_counts and not privacy.release_counts:
     raise ValueError(
         "server.row_normalization='contributors' with a privacy budget: who "
-        'touched a row is private; use server.row_normalization=mean.')
+        'touched a row is private; use server.row_normalization=mean, or '
+        'release the counts with noise by --privacy.release_counts=true.')
   if privacy.release_counts and not by_counts:
     raise ValueError(
         'privacy.release_counts=True with server.row_normalization='

@@ -172,8 +172,7 @@ def test_overwriting_a_run_begins_its_ledger_anew(copy, private):
       'privacy.mechanism': 'banded', 'privacy.bands': 2}, 'cohort.groups=3'),
     ({'privacy.deployment_cohort': 5}, 'deployment_cohort=5'),
     ({'privacy.head_items': 60}, 'privacy.head_items=60'),
-    ({'privacy.release_counts': True,
-      'server.row_normalization': 'contributors'}, 'release_counts=True'),
+    ({'privacy.release_counts': True}, 'release_counts=True'),
 ])
 def test_what_is_unsound_is_refused_before_anything_is_written(
     changes, words, tmp_path):
