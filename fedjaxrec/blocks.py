@@ -57,6 +57,8 @@ class Algorithm(NamedTuple):
       touches in a round; None: its items and their drawn negatives.
     not_alone: Why the control without federation says nothing here; empty where
       contributions are deltas, which a client can add up by itself.
+    numbered: Whether `score` wants rows as `population.Numbered`; the whole
+      catalogue it takes as it is.
   """
   init_server: Callable[[jax.Array], ServerState]
   init_personal: Callable[[jax.Array], PyTree]
@@ -78,6 +80,7 @@ class Algorithm(NamedTuple):
   refit: Callable[..., PyTree] | None = None
   touched_rows: Callable[[Any], Any] | None = None
   not_alone: str = ''
+  numbered: bool = False
 
 
 class WithMemory(NamedTuple):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjaxrec.population import Client
 
@@ -30,6 +31,25 @@ class Examples(NamedTuple):
   rows: jax.Array
   labels: jax.Array
   used: jax.Array
+
+
+def leave_out(
+    examples: Examples, absent: np.ndarray, num_items: int) -> Examples:
+  """Empties the slots of items that are not there.
+
+  A negative drawn among all items becomes none, so those left are uniform over
+  the items that are there, and fewer.
+
+  Args:
+    examples: Of one client.
+    absent: bool [num_items]; no client has an interaction with one.
+    num_items: Items in the catalogue.
+  """
+  gone = jnp.asarray(absent).at[examples.rows].get(
+      mode='fill', fill_value=True)
+  return examples._replace(
+      rows=jnp.where(gone, num_items, examples.rows),
+      used=examples.used & ~gone)
 
 
 def _mix(h: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from jax import custom_batching
 
 from fedjaxrec.examples import Examples
 from fedjaxrec.objectives import Objective
+from fedjaxrec.population import Numbered, parameters
 
 PyTree = Any
 
@@ -107,6 +108,8 @@ def make_local_training(
     proximal_mu: float = 0.0,
     lazy_items: bool = False,
     tile_size: int = 0,
+    numbered: bool = False,
+    penalty: Callable[..., jax.Array] | None = None,
 ) -> Callable:
   """Builds train(view, examples, num_examples), for a block of clients.
 
@@ -114,6 +117,7 @@ def make_local_training(
   The loss of a batch is
 
     mean loss + l2 (|personal|^2 + |shared|^2 + mean over the batch |row|^2)
+      + penalty / used slots
       + proximal_mu / 2 |(item table, shared) - (what was downloaded)|^2.
 
   The numbers are those of training on a copy of the whole item table: a row
@@ -141,6 +145,8 @@ def make_local_training(
     tile_size: Interactions that are computed at once; a batch's gradient is
       their sum, and a partial batch costs only the tiles that it has. 0, or no
       divisor of a batch, or where a step costs the local table: the batch.
+    numbered: Whether score takes `population.Numbered` rows.
+    penalty: See `Recommender`; None for none.
 
   Returns:
     train(view, examples, num_examples) -> (Contribution, personal); leaves of
@@ -159,22 +165,26 @@ def make_local_training(
   in_place = touched_only and epochs == 1 and not steps
 
   def square(tree):
-    return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree))
+    return sum(jnp.sum(jnp.square(x)) for x in parameters(tree))
 
-  def tile_loss(rows, dense, labels, used, terms, num_used, is_first):
+  def tile_loss(rows, dense, numbers, labels, used, terms, num_used, is_first):
     # A tile's part of the batch's loss: the batch has `terms` and `num_used`.
     personal, shared = dense
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+    if numbered:
+      flat = Numbered(flat, numbers.reshape(-1))
     scores = score(personal, flat, shared).reshape(used.shape)
     loss_sum, _ = objective(scores, labels, used)
     loss = loss_sum / jnp.maximum(terms, 1)
     if not is_off(l2):
       loss += l2 * (is_first * square(dense)
                     + square(rows) / jnp.maximum(num_used, 1))
+    if penalty is not None:
+      loss += penalty(personal, flat, shared, used) / jnp.maximum(num_used, 1)
     return loss, loss_sum
 
   gradient = jax.vmap(jax.grad(tile_loss, argnums=(0, 1), has_aux=True),
-                      in_axes=(0, 0, 0, 0, 0, 0, None))
+                      in_axes=(0, 0, 0, 0, 0, 0, 0, None))
   count_terms = jax.vmap(lambda labels, used: objective(
       jnp.zeros(used.shape), labels, used)[1])
   init_item, init_dense = jax.vmap(item_optimizer.init), jax.vmap(
@@ -232,8 +242,9 @@ def make_local_training(
           rows = optax.tree.add(cut(view.item_rows, begin), moved)
         used = cut(examples.used, begin) & active[:, None, None]
         (row_gradient, part), loss = gradient(
-            rows, carry.dense, cut(examples.labels, begin), used, terms,
-            num_used, jnp.float32(t == 0))
+            rows, carry.dense, cut(examples.rows, begin),
+            cut(examples.labels, begin), used, terms, num_used,
+            jnp.float32(t == 0))
         if touched_only:
           # Slots unused or at rest have zero rows, gradients and so updates.
           state = init_item(rows) if in_place else cut(item_state, begin)

@@ -59,6 +59,29 @@ class ByItem(NamedTuple):
   rows: PyTree
 
 
+class Known(NamedTuple):
+  """What a client knows of itself beside its interactions: its features.
+
+  It lives among the personal parameters, at the client's home device; it is
+  none, so no loss weighs it and no gradient moves it.
+
+  Attributes:
+    values: float32 [width] of one client.
+  """
+  values: Array
+
+
+class Numbered(NamedTuple):
+  """Rows of an item table that say which items they are of.
+
+  Attributes:
+    rows: Leaves [num_rows, ...].
+    numbers: int32 [num_rows]; num_items for an unused slot.
+  """
+  rows: PyTree
+  numbers: Array
+
+
 def place_clients(
     offsets: np.ndarray, items: np.ndarray, labels: np.ndarray,
     num_devices: int = 1, homes: range | None = None
@@ -152,6 +175,31 @@ def gather_clients(
 def is_by_item(x: Any) -> bool:
   """Whether a part of the personal parameters has one row an item."""
   return isinstance(x, ByItem)
+
+
+def is_known(x: Any) -> bool:
+  """Whether a part of the personal parameters is a client's own features."""
+  return isinstance(x, Known)
+
+
+def parameters(tree: PyTree) -> list:
+  """The leaves of a pytree that are parameters: all but those of `Known`."""
+  return [x for x in jax.tree.leaves(tree, is_leaf=is_known)
+          if not is_known(x)]
+
+
+def fill_known(personal: PyTree, features: np.ndarray | None) -> PyTree:
+  """Puts clients' features where their parameters have room for them.
+
+  Args:
+    personal: Leaves [..., ...], with the leading axes of `features`.
+    features: float32 [..., width]; None: nothing is changed.
+  """
+  if features is None:
+    return personal
+  return jax.tree.map(
+      lambda x: Known(features) if is_known(x) else x, personal,
+      is_leaf=is_known)
 
 
 def gather_personal(

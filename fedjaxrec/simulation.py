@@ -29,6 +29,7 @@ from fedjaxrec.memory import (
 )
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.models.registry import build_recommender
+from fedjaxrec.models.two_tower import SideInputs
 from fedjaxrec.participation.plan import Plan, make_planner
 from fedjaxrec.participation.samplers import Sampler, build_sampler
 from fedjaxrec.participation.sizes import (
@@ -96,6 +97,7 @@ class Simulation(NamedTuple):
     memory: What it needs of each device, estimated.
     refit: (ServerState, personal by client) -> personal by client, fitted to
       the shared model; None where the algorithm has no such step.
+    side: The features that it was given.
   """
   init: Callable[[], State]
   run: Callable[[State, int, int], tuple[State, RoundMetrics]]
@@ -117,6 +119,7 @@ class Simulation(NamedTuple):
   key: jax.Array
   memory: Memory
   refit: Refit | None = None
+  side: SideInputs | None = None
 
 
 def call_interval(config: Config, max_cohort: int) -> int:
@@ -223,6 +226,7 @@ def make_simulation(
     strategy: Strategy | None = None,
     held_out: np.ndarray | None = None,
     sum_on_host: SumOnHost | None = None,
+    side: SideInputs | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Simulation:
   """Builds a simulation; nothing compiles before its first call.
@@ -248,6 +252,7 @@ def make_simulation(
       for objective.negative_pool=pfedrec-leaky; num_items for none.
     sum_on_host: Sums a round's messages, for the secure levels that do it
       outside the compiled round.
+    side: Features of clients and items, for model.name=two_tower.
     devices: Devices to choose from; None: all, of all processes.
 
   Raises:
@@ -258,7 +263,13 @@ def make_simulation(
   sampler, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
   placement = parallel.choose_placement(config.parallel, devices)
   num_devices = placement.num_devices
-  recommender = build_recommender(config.model, num_items)
+  if side is not None and side.users is not None and (
+      len(side.users) != num_clients):
+    raise ValueError(
+        f'side.users has {len(side.users)} rows, but there are {num_clients} '
+        'clients; give one row a client, in the order of their ids.')
+  recommender = build_recommender(
+      config.model, num_items, side and (config.two_tower, side))
   asked = (config.privacy.clips or config.compression.is_on
            or config.secure.is_on)
   if asked and not (client_transform or uplink or server_transform):
@@ -332,11 +343,15 @@ def make_simulation(
   init_server = jax.jit(algorithm.init_server)
   init_personal = population.make_init_personal(
       algorithm.init_personal, num_clients, num_devices, placement.homes)
+  features = None if side is None or side.users is None else (
+      population.by_home(side.users, num_devices)[
+          placement.homes.start:placement.homes.stop])
 
   def init():
     return State(
         parallel.put_everywhere(init_server(server_key), placement),
-        parallel.put_at_home(init_personal(personal_key), placement))
+        parallel.put_at_home(population.fill_known(
+            init_personal(personal_key), features), placement))
 
   def plan(first_round, num_rounds):
     if num_rounds > rounds_per_call:
@@ -417,4 +432,4 @@ def make_simulation(
       clients_by_client, shapes, rounds_per_call, algorithm, placement,
       capacities, block_size, max_cohort, sampler, client_key, memory,
       make_refit(algorithm, offsets, items, labels, num_items, capacities,
-                 block_size, client_key))
+                 block_size, client_key), side)

@@ -8,7 +8,7 @@ import optax
 
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
-from fedjaxrec.examples import draw_examples
+from fedjaxrec.examples import draw_examples, leave_out
 from fedjaxrec.local_training import make_local_training
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.objectives import OBJECTIVES
@@ -54,7 +54,14 @@ def make_fedavg(
       build_item_optimizer(client),
       batch_size=client.batch_size, epochs=client.epochs, steps=client.steps,
       l2=objective.l2, proximal_mu=client.proximal_mu,
-      lazy_items=stands_still(client), tile_size=choose_tile(client.batch_size))
+      lazy_items=stands_still(client), tile_size=choose_tile(client.batch_size),
+      numbered=recommender.numbered, penalty=recommender.penalty)
+
+  def draw(c, key):
+    examples = draw_examples(c, key, num_items, objective.drawn_negatives)
+    return examples if recommender.new_items is None else leave_out(
+        examples, recommender.new_items, num_items)
+
   # Noise and secure sums hide who touched a row: nothing may depend on it.
   hidden = config.privacy.enabled or config.secure.is_on
   normalization = server.row_normalization
@@ -72,11 +79,10 @@ def make_fedavg(
   return Algorithm(
       init_server=lambda key: steps.init(*recommender.init_server(key)),
       init_personal=recommender.init_personal,
-      draw=lambda c, key: draw_examples(
-          c, key, num_items, objective.drawn_negatives),
+      draw=draw,
       client_update=train,
       server=steps,
       learning_rate_scale=make_schedule(
           client.schedule, client.final_fraction, config.rounds),
       weight_by_examples=config.cohort.weighting == 'examples',
-      score=recommender.score)
+      score=recommender.score, numbered=recommender.numbered)

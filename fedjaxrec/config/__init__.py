@@ -86,6 +86,7 @@ from fedjaxrec.config.secure import (
     TRANSPORTS,
     SecureConfig,
 )
+from fedjaxrec.config.two_tower import TWO_TOWER_ALGORITHMS, TwoTowerConfig
 
 __all__ = [
     'FACTORISATIONS', 'SAMPLINGS', 'DPALSConfig', 'FCFConfig', 'IALSConfig',
@@ -104,5 +105,6 @@ __all__ = [
     'AlgorithmConfig', 'CheckpointConfig', 'ClientConfig', 'CohortConfig',
     'CompressionConfig', 'Config', 'DataConfig', 'EngineConfig',
     'EvaluationConfig', 'ModelConfig', 'ObjectiveConfig', 'ParallelConfig',
-    'ServerConfig', 'SplitConfig', 'SyntheticConfig', 'from_dict', 'to_dict',
+    'ServerConfig', 'SplitConfig', 'SyntheticConfig', 'TWO_TOWER_ALGORITHMS',
+    'TwoTowerConfig', 'from_dict', 'to_dict',
 ]

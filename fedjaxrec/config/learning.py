@@ -4,7 +4,7 @@ import dataclasses
 
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
-MODELS = ('mf', 'neumf', 'pfedrec')
+MODELS = ('mf', 'neumf', 'pfedrec', 'two_tower')
 # Algorithms whose clients have models of their own.
 PERSONALISED = ('pfedrec', 'gpfedrec', 'fedrap', 'fedrecon', 'ditto', 'fedper',
                 'fedrep', 'apfl')

@@ -39,6 +39,7 @@ from fedjaxrec.config.personalized import (
 from fedjaxrec.config.privacy import PrivacyConfig
 from fedjaxrec.config.rules import at_least, check_types, one_of
 from fedjaxrec.config.secure import SecureConfig, check_secure
+from fedjaxrec.config.two_tower import TwoTowerConfig, check_side_features
 
 PARALLEL_MODES = ('auto', 'single', 'shard_map', 'pmap')
 PROTOCOLS = ('full', 'sampled-99')
@@ -203,6 +204,7 @@ class Config:
     synthetic: The made-up population.
     split: Training, validation and test sets.
     model: The recommender.
+    two_tower: Settings of model.name=two_tower.
     algorithm: The federated algorithm.
     ials: Settings of algorithm.name=ials and dpals.
     dpals: What algorithm.name=dpals adds.
@@ -234,6 +236,7 @@ class Config:
   synthetic: SyntheticConfig = SyntheticConfig()
   split: SplitConfig = SplitConfig()
   model: ModelConfig = ModelConfig()
+  two_tower: TwoTowerConfig = TwoTowerConfig()
   algorithm: AlgorithmConfig = AlgorithmConfig()
   ials: IALSConfig = IALSConfig()
   dpals: DPALSConfig = DPALSConfig()
@@ -272,6 +275,7 @@ class Config:
           'use row_normalization=mean, or weighting=equal.')
     check_secure(self)
     self._check_factorisation()
+    check_side_features(self)
     if (self.objective.repeated_negatives
         and self.algorithm.name not in LEAKY_ALGORITHMS):
       raise ValueError(

@@ -6,6 +6,7 @@ SECTIONS = {
   'synthetic': 'The made-up population of --data.source=synthetic',
   'split': 'Training, validation and test sets',
   'model': 'The recommender',
+  'two_tower': 'Towers of features: --model.name=two_tower',
   'algorithm': 'The federated algorithm',
   'ials': 'Alternating least squares: --algorithm.name=ials and dpals',
   'dpals': 'What private alternating least squares adds',

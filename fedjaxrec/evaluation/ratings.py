@@ -44,8 +44,11 @@ def make_predictor(
   def predict_block(personal, rows, item_table, shared):
     places = jnp.arange(len(rows), dtype=jnp.int32)
     own = gather_personal(personal, places, rows)
+    # Numbers of rows stay whole.
     table = jax.tree.map(
-        lambda x: x.at[rows].get(mode='clip').astype(jnp.float32), item_table)
+        lambda x: x.at[rows].get(mode='clip').astype(
+            jnp.promote_types(x.dtype, jnp.float32)
+            if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype), item_table)
     return jax.vmap(score, (0, 0, None))(own, table, shared)
 
   counts = asked.counts

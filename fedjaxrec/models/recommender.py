@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 
 PyTree = Any
@@ -35,10 +36,21 @@ class Recommender(NamedTuple):
       scores of the items whose rows are given; leaves of item_rows have the
       leading axis [num_rows], any number of rows. A row's score depends on that
       row alone, not on which others are given or in which order.
+    numbered: Whether score must know which item a row is of: it then takes
+      `population.Numbered` rows.
+    penalty: (personal, item_rows, shared, used) -> float32 []: what the loss of
+      a batch adds for its slots, summed over them; the batch divides it by its
+      used slots. used is bool [batch, 1 + num_negatives], rows are flat. None:
+      nothing.
+    new_items: bool [num_items]: items that are not there in training, and not
+      drawn; None: all are.
   """
   init_server: Callable[[jax.Array], tuple[PyTree, PyTree]]
   init_personal: Callable[[jax.Array], PyTree]
   score: Callable[[PyTree, PyTree, PyTree], jax.Array]
+  numbered: bool = False
+  penalty: Callable[..., jax.Array] | None = None
+  new_items: np.ndarray | None = None
 
 
 def make_recommender(

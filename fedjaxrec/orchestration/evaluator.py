@@ -21,6 +21,7 @@ from fedjaxrec.evaluation.metrics import Ranks
 from fedjaxrec.evaluation.ranking import make_ranker
 from fedjaxrec.personalization.finetuning import make_finetuning
 from fedjaxrec.personalization.fold_in import make_fold_in
+from fedjaxrec.population import Numbered, is_known
 from fedjaxrec.simulation import Simulation
 
 PyTree = Any
@@ -82,7 +83,7 @@ def make_evaluator(
   ks, num_items = cutoffs(config), split.num_items
   trained = split.train.counts > 0
   kept = {} if trained_alone is None else trained_alone
-  fold_in = make_fold_in(config, split.fold_in)
+  fold_in = make_fold_in(config, split.fold_in, simulation.side)
   score = simulation.algorithm.score
   batch_size = min(
       evaluation.batch_size, max(1, _MAX_SCORES // num_items))
@@ -131,8 +132,15 @@ def make_evaluator(
     return summary
 
   def mean_of_trained(personal):
+    # Features are no parameters: everybody keeps their own.
     return jax.tree.map(
-        lambda x: np.broadcast_to(x[trained].mean(0), x.shape), personal)
+        lambda x: x if is_known(x) else np.broadcast_to(
+            x[trained].mean(0), x.shape), personal, is_leaf=is_known)
+
+  def number(item_table):
+    if not simulation.algorithm.numbered:
+      return item_table
+    return Numbered(item_table, np.arange(num_items, dtype=np.int32))
 
   def local_only() -> Metrics | None:
     """Clients with a test item, or a sample of them, trained alone.
@@ -175,6 +183,7 @@ def make_evaluator(
 
   def test(personal, item_table, shared):
     personal = fold_in(personal, item_table, shared)
+    item_table = number(item_table)
     personalised = rank_test(personal, item_table, shared)
     aggregated = rank_aggregated(mean_of_trained(personal), item_table, shared)
     popularity = controls.popularity(split.train)
@@ -231,7 +240,7 @@ def make_evaluator(
 
   def validate(personal, item_table, shared):
     ranks = rank_validation(
-        fold_in(personal, item_table, shared), item_table, shared)
+        fold_in(personal, item_table, shared), number(item_table), shared)
     return {name: float(values.mean()) for name, values in
             metrics.per_user_metrics(ranks, ks).items()}
 

@@ -30,6 +30,7 @@ from fedjaxrec.orchestration.evaluator import (
   make_evaluator,
 )
 from fedjaxrec.orchestration.private_runs import PrivateRun
+from fedjaxrec.orchestration.side_inputs import load_side_inputs
 from fedjaxrec.orchestration.training import Stop
 from fedjaxrec.privacy.ledger import PrivacyLedger
 from fedjaxrec.reports import html, run_directory, tables
@@ -252,7 +253,8 @@ def build(config: Config, split: Split | None = None) -> Run:
           private.open_rows if private else None),
       sum_on_host=secure.sums if secure else None,
       strategy=private.strategy if private else None,
-      held_out=_spared_items(config, split))
+      held_out=_spared_items(config, split),
+      side=load_side_inputs(config, split))
   device = jax.local_devices()[0]
   check_memory(simulation.memory, available_bytes(device), device.device_kind)
   return Run(

@@ -17,6 +17,7 @@ from fedjaxrec.config import (
     SecureConfig,
 )
 from fedjaxrec.data.interactions import Interactions
+from fedjaxrec.models.two_tower import SideInputs
 from fedjaxrec.simulation import make_simulation
 
 PyTree = Any
@@ -33,7 +34,7 @@ def _freeze_server(algorithm: Algorithm) -> Algorithm:
 
 
 def make_fold_in(
-    config: Config, fold_in: Interactions
+    config: Config, fold_in: Interactions, side: SideInputs | None = None
 ) -> Callable[[PyTree, PyTree, PyTree], PyTree]:
   """Builds fit(personal, item_table, shared) -> personal.
 
@@ -46,6 +47,7 @@ def make_fold_in(
   Args:
     config: The run's config.
     fold_in: What held-out users show; may be empty.
+    side: The run's features, where its model reads some.
 
   Returns:
     fit; leaves of personal are [num_users, ...].
@@ -66,7 +68,7 @@ def make_fold_in(
               config.client, item_learning_rate=0.0, schedule='constant'),
           engine=dataclasses.replace(config.engine, rounds_per_call=epochs)),
       fold_in.offsets, fold_in.items, fold_in.ratings, fold_in.num_items,
-      transform_algorithm=_freeze_server)
+      transform_algorithm=_freeze_server, side=side)
   held_out = fold_in.counts > 0
 
   @functools.cache
