@@ -12,6 +12,7 @@ from fedjaxrec.algorithms.fcf import make_fcf
 from fedjaxrec.algorithms.fedavg import make_fedavg
 from fedjaxrec.algorithms.fedmf import make_fedmf
 from fedjaxrec.algorithms.fedper import make_fedper, make_fedrep
+from fedjaxrec.algorithms.fedpergnn import make_fedpergnn
 from fedjaxrec.algorithms.fedrap import make_fedrap
 from fedjaxrec.algorithms.fedrecon import make_fedrecon
 from fedjaxrec.algorithms.gpfedrec import make_gpfedrec
@@ -35,6 +36,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     'fedper': make_fedper,
     'fedrep': make_fedrep,
     'apfl': make_apfl,
+    'fedpergnn': make_fedpergnn,
 }
 
 

@@ -30,6 +30,11 @@ from fedjaxrec.config.data import (
     SplitConfig,
     SyntheticConfig,
 )
+from fedjaxrec.config.graph import (
+    AGGREGATORS,
+    CoFedRecConfig,
+    FedPerGNNConfig,
+)
 from fedjaxrec.config.learning import (
     ALGORITHMS,
     MODELS,
@@ -91,6 +96,7 @@ from fedjaxrec.config.two_tower import TWO_TOWER_ALGORITHMS, TwoTowerConfig
 __all__ = [
     'FACTORISATIONS', 'SAMPLINGS', 'DPALSConfig', 'FCFConfig', 'IALSConfig',
     'FedMFConfig',
+    'AGGREGATORS', 'CoFedRecConfig', 'FedPerGNNConfig',
     'DISTRIBUTED_NOISE', 'LEVELS', 'ROW_SECRECY', 'SecureConfig', 'TRANSPORTS',
     'NEGATIVE_POOLS', 'PERSONALISED', 'SIMILARITIES', 'APFLConfig',
     'DittoConfig', 'FedRAPConfig', 'FedReconConfig', 'FedRepConfig',

@@ -7,7 +7,7 @@ from fedjaxrec.config.rules import above, at_least, check_types, one_of
 MODELS = ('mf', 'neumf', 'pfedrec', 'two_tower')
 # Algorithms whose clients have models of their own.
 PERSONALISED = ('pfedrec', 'gpfedrec', 'fedrap', 'fedrecon', 'ditto', 'fedper',
-                'fedrep', 'apfl')
+                'fedrep', 'apfl', 'fedpergnn')
 # Those whose published figures come of a leaking protocol.
 LEAKY_ALGORITHMS = ('pfedrec', 'gpfedrec')
 # Where a client's negatives come from; pfedrec-leaky is the published flaw.
@@ -73,7 +73,8 @@ class AlgorithmConfig:
       of the clients at the server), fedrap (own and shared rows add up),
       fedrecon (the personal part is made anew each round), ditto (own model,
       pulled to the global), fedper and fedrep (personal layers, trained with or
-      before the rest) or apfl (a mixture of own and global model).
+      before the rest), apfl (a mixture of own and global model) or fedpergnn
+      (the client's items add to its vector).
   """
   name: str = 'fedavg'
 

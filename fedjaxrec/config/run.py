@@ -17,6 +17,7 @@ from fedjaxrec.config.data import (
   SplitConfig,
   SyntheticConfig,
 )
+from fedjaxrec.config.graph import FedPerGNNConfig
 from fedjaxrec.config.learning import (
   LEAKY_ALGORITHMS,
   AlgorithmConfig,
@@ -218,6 +219,7 @@ class Config:
     ditto: Settings of algorithm.name=ditto.
     fedrep: Settings of algorithm.name=fedrep.
     apfl: Settings of algorithm.name=apfl.
+    fedpergnn: Settings of algorithm.name=fedpergnn.
     objective: The loss.
     client: Training on the device.
     server: The server's step.
@@ -250,6 +252,7 @@ class Config:
   ditto: DittoConfig = DittoConfig()
   fedrep: FedRepConfig = FedRepConfig()
   apfl: APFLConfig = APFLConfig()
+  fedpergnn: FedPerGNNConfig = FedPerGNNConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
   client: ClientConfig = ClientConfig()
   server: ServerConfig = ServerConfig()

@@ -20,6 +20,7 @@ SECTIONS = {
   'ditto': 'Ditto: --algorithm.name=ditto',
   'fedrep': 'FedRep: --algorithm.name=fedrep',
   'apfl': 'APFL: --algorithm.name=apfl',
+  'fedpergnn': 'FedPerGNN: --algorithm.name=fedpergnn',
   'objective': 'What a client minimises',
   'client': 'Training on the device, within one round',
   'server': "The server's step",
