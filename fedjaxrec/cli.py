@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from absl import flags
 
 import fedjaxrec
+from fedjaxrec import benchmark_cli, sweep_cli
 from fedjaxrec import config as config_lib
-from fedjaxrec import sweep_cli
 from fedjaxrec.config.sections import SECTIONS, UNFOLDED
 from fedjaxrec.flags import (
   define_bool,
@@ -89,6 +89,14 @@ def _run_sweep(values: flags.FlagValues, arguments: list[str]) -> int:
     raise UsageError('--resume needs --workdir, the sweep to continue.')
   return sweep_cli.run(
       values, pathlib.Path(values.workdir or _new_workdir('sweep')))
+
+
+def _run_benchmark(values: flags.FlagValues, arguments: list[str]) -> int:
+  _refuse_arguments(arguments)
+  if values.resume and not values.workdir:
+    raise UsageError('--resume needs --workdir, the benchmark to continue.')
+  return benchmark_cli.run(
+      values, pathlib.Path(values.workdir or _new_workdir('benchmark')))
 
 
 def _run_evaluate(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -185,6 +193,9 @@ COMMANDS = {
   'sweep': Command(
       sweep_cli.USAGE, sweep_cli.SUMMARY, ('', 'sweep', *tuple(SECTIONS)[1:]),
       sweep_cli.define, _run_sweep),
+  'benchmark': Command(
+      benchmark_cli.USAGE, benchmark_cli.SUMMARY, benchmark_cli.SECTIONS,
+      benchmark_cli.define, _run_benchmark),
   'evaluate': Command(
       'fedjaxrec evaluate RUN_DIRECTORY [flags]',
       'Evaluates a finished run again, for example by another protocol.',
@@ -303,10 +314,11 @@ def _command_help(
   """What a command does, with its flags, or those of the sections asked for."""
   command = COMMANDS[name]
   parts = [f'{command.summary}\n\nUsage: {command.usage}']
-  titles = {section: SECTIONS.get(section, sweep_cli.TITLE)
+  own = {'sweep': sweep_cli.TITLE, 'benchmark': benchmark_cli.TITLE}
+  titles = {section: own.get(section) or SECTIONS[section]
             for section in command.sections}
   folded = [] if full or asked else [
-      section for section in titles if section not in UNFOLDED]
+      section for section in titles if section not in {*UNFOLDED, *own}]
   shown = {section: title for section, title in titles.items()
            if section not in folded and (not asked or section in asked)}
   values = _flag_values(name)

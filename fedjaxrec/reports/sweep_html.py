@@ -62,9 +62,10 @@ def _header(
           f'members: {escape(counts)}</p>\n</header>\n')
 
 
-def _table(
+def render_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], bold: int | None = None
 ) -> str:
+  """A table of texts on a card; `bold` is the place of the row to stress."""
   cells = ''.join(f'<th>{escape(name)}</th>' for name in head)
   body = ''.join(
       f'<tr{" class=personalised" if index == bold else ""}>'
@@ -89,7 +90,7 @@ def _results(
       for index, (path, label) in enumerate(SHOWN.items()))
   return section(
       'Settings', f'<p>{escape(sweep_table.caption(settings))}</p>\n',
-      _table(head, rows, best), f'<div class="grid">\n{charts}</div>\n')
+      render_table(head, rows, best), f'<div class="grid">\n{charts}</div>\n')
 
 
 def _members(
@@ -108,7 +109,8 @@ def _members(
           *SHOWN.values(), 'train_s', 'wall_s', 'program']
   return section(
       'Members', '<details class="card"><summary>'
-      f'{len(outcomes)} members</summary>', _table(head, rows), '</details>\n')
+      f'{len(outcomes)} members</summary>', render_table(head, rows),
+      '</details>\n')
 
 
 def _notes(sweep: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
