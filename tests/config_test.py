@@ -120,6 +120,11 @@ REFUSED = [
   (ModelConfig, {'init_scale': 0.0}, 'model.init_scale=0.0'),
   (ModelConfig, {'hidden': ()}, 'model.hidden=()'),
   (ModelConfig, {'hidden': (8, 0)}, 'model.hidden=(8, 0)'),
+  (config_lib.TwoTowerConfig, {'user_hidden': (8, 0)},
+   'two_tower.user_hidden=(8, 0)'),
+  (config_lib.TwoTowerConfig, {'item_hidden': (0,)},
+   'two_tower.item_hidden=(0,)'),
+  (config_lib.TwoTowerConfig, {'spreadout': -1.0}, 'two_tower.spreadout=-1.0'),
   (AlgorithmConfig, {'name': 'fed'}, "algorithm.name='fed'"),
   (ObjectiveConfig, {'name': 'mse'}, "objective.name='mse'"),
   (ObjectiveConfig, {'l2': -0.1}, 'objective.l2=-0.1'),
@@ -291,6 +296,7 @@ def test_every_number_and_every_choice_has_a_refusal():
     'data.path', 'data.cache_dir', 'data.rating_column',
     'data.timestamp_column', 'server.lazy_rows', 'evaluation.local_only',
     'fedrap.rising', 'objective.repeated_negatives',
+    'two_tower.personal_vector',
   }
   refused = {field for _, arguments, _ in REFUSED for field in arguments}
   for section in dataclasses.fields(Config):

@@ -30,7 +30,8 @@ class ModelConfig:
   """The recommender.
 
   Attributes:
-    name: mf (matrix factorisation with biases) or neumf (FedNCF), or
+    name: mf (matrix factorisation with biases) or neumf (FedNCF),
+      two_tower (towers on side features), or
       pfedrec (personal score layer, no user vector).
     dim: Dimension of user and item vectors.
     init_scale: Standard deviation of the initial vectors.

@@ -38,7 +38,7 @@ def make_config(**changes):
           user_hidden=(5,), item_hidden=(), spreadout=0.3),
       objective=plain.objective(l2=0.02, num_negatives=NUM_NEGATIVES),
       client=plain.client(learning_rate=0.2, item_learning_rate=0.4,
-                          batch_size=4, epochs=2),
+                          batch_size=4),
       server=plain.server(), cohort=plain.cohort(size=3),
       engine=config.EngineConfig(block_size=4, num_size_classes=1),
       parallel=config.ParallelConfig(mode='single')), **changes})
@@ -117,7 +117,8 @@ def check_against_oracle(settings, side):
     (SideInputs(USERS, ITEMS), {'personal_vector': False}),
 ], ids=['both', 'items alone', 'users alone', 'no vector'])
 def test_two_rounds_are_the_oracles(side, towers):
-  settings = make_config()
+  settings = make_config(client=plain.client(
+      learning_rate=0.2, item_learning_rate=0.4, batch_size=4, epochs=2))
   check_against_oracle(dataclasses.replace(
       settings, two_tower=dataclasses.replace(settings.two_tower, **towers)),
                        side)
@@ -203,11 +204,11 @@ def test_devices_and_hosted_data_do_not_matter(reference, changes):
 
 
 @pytest.mark.parametrize('changes', [
-    {'privacy': config.PrivacyConfig(l2_clip_norm=0.5, noise_multiplier=0.1)},
-    {'compression': config.CompressionConfig(quantize='qsgd', bits=8)},
+    {'privacy': config.PrivacyConfig(l2_clip_norm=0.5, noise_multiplier=0.1),
+     'compression': config.CompressionConfig(quantize='qsgd', bits=8)},
     {'secure': config.SecureConfig(level='ideal'),
      'privacy': config.PrivacyConfig(l2_clip_norm=0.5)},
-], ids=['noise', 'quantized', 'secure'])
+], ids=['noisy and quantized', 'secure'])
 def test_the_ways_of_an_upload_leave_features_alone(changes):
   server, personal, metrics = run(simulate(make_config(**changes)))
   assert np.isfinite(np.asarray(metrics.loss)[:ROUNDS]).all()
@@ -226,7 +227,8 @@ def test_the_ways_of_an_upload_leave_features_alone(changes):
      'finetune_steps=2 with model.name=two_tower'),
     ({'objective': config.ObjectiveConfig(name='squared_error')},
      'two_tower.spreadout=0.3 with objective.name=squared_error'),
-    ({'secure': config.SecureConfig(level='protocol')}, 'use secure.level=ideal'),
+    ({'secure': config.SecureConfig(level='protocol')},
+     'use secure.level=ideal'),
 ])
 def test_what_does_not_go_together_is_refused(changes, message):
   with pytest.raises(ValueError, match=message) as error:
