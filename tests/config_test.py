@@ -11,6 +11,7 @@ from fedjaxrec.config import (
   APFLConfig,
   CheckpointConfig,
   ClientConfig,
+  CoFedRecConfig,
   CohortConfig,
   CompressionConfig,
   Config,
@@ -77,6 +78,11 @@ REFUSED = [
   (FedPerGNNConfig, {'aggregator': 'gcn'}, "fedpergnn.aggregator='gcn'"),
   (FedPerGNNConfig, {'degree_power': -1.0}, 'fedpergnn.degree_power=-1.0'),
   (FedPerGNNConfig, {'pseudo_items': -1}, 'fedpergnn.pseudo_items=-1'),
+  (CoFedRecConfig, {'lr_eta': -1.0}, 'cofedrec.lr_eta=-1.0'),
+  (CoFedRecConfig, {'item_clusters': 0}, 'cofedrec.item_clusters=0'),
+  (CoFedRecConfig, {'cluster_steps': 0}, 'cofedrec.cluster_steps=0'),
+  (CoFedRecConfig, {'contrast': INF}, 'cofedrec.contrast=inf'),
+  (CoFedRecConfig, {'temperature': 0.0}, 'cofedrec.temperature=0.0'),
   (APFLConfig, {'alpha': 1.5}, 'apfl.alpha=1.5'),
   (APFLConfig, {'alpha_rate': -1.0}, 'apfl.alpha_rate=-1.0'),
   (FedRAPConfig, {'independence': -1.0}, 'fedrap.independence=-1.0'),
@@ -296,6 +302,7 @@ def test_every_number_and_every_choice_has_a_refusal():
     'data.path', 'data.cache_dir', 'data.rating_column',
     'data.timestamp_column', 'server.lazy_rows', 'evaluation.local_only',
     'fedrap.rising', 'objective.repeated_negatives',
+    'fedpergnn.spare_target',
     'two_tower.personal_vector',
   }
   refused = {field for _, arguments, _ in REFUSED for field in arguments}

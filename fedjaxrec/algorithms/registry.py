@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedjaxrec.algorithms.apfl import make_apfl
+from fedjaxrec.algorithms.cofedrec import make_cofedrec
 from fedjaxrec.algorithms.ditto import make_ditto
 from fedjaxrec.algorithms.dpals import make_dpals
 from fedjaxrec.algorithms.fcf import make_fcf
@@ -37,6 +38,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     'fedrep': make_fedrep,
     'apfl': make_apfl,
     'fedpergnn': make_fedpergnn,
+    'cofedrec': make_cofedrec,
 }
 
 

@@ -1,4 +1,4 @@
-"""Algorithms on graphs and clusters: FedPerGNN's ego graphs."""
+"""Algorithms on graphs and clusters: FedPerGNN's ego graphs, and CoFedRec."""
 
 import dataclasses
 

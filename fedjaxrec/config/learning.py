@@ -7,9 +7,9 @@ from fedjaxrec.config.rules import above, at_least, check_types, one_of
 MODELS = ('mf', 'neumf', 'pfedrec', 'two_tower')
 # Algorithms whose clients have models of their own.
 PERSONALISED = ('pfedrec', 'gpfedrec', 'fedrap', 'fedrecon', 'ditto', 'fedper',
-                'fedrep', 'apfl', 'fedpergnn')
+                'fedrep', 'apfl', 'fedpergnn', 'cofedrec')
 # Those whose published figures come of a leaking protocol.
-LEAKY_ALGORITHMS = ('pfedrec', 'gpfedrec')
+LEAKY_ALGORITHMS = ('pfedrec', 'gpfedrec', 'cofedrec')
 # Where a client's negatives come from; pfedrec-leaky is the published flaw.
 NEGATIVE_POOLS = ('unseen', 'pfedrec-leaky')
 TABLE_DTYPES = ('float32', 'bfloat16')
@@ -74,8 +74,9 @@ class AlgorithmConfig:
       of the clients at the server), fedrap (own and shared rows add up),
       fedrecon (the personal part is made anew each round), ditto (own model,
       pulled to the global), fedper and fedrep (personal layers, trained with or
-      before the rest), apfl (a mixture of own and global model) or fedpergnn
-      (the client's items add to its vector).
+      before the rest), apfl (a mixture of own and global model), fedpergnn
+      (the client's items add to its vector) or cofedrec (pfedrec in groups of
+      clients that are alike in a cluster of the items).
   """
   name: str = 'fedavg'
 
@@ -100,8 +101,8 @@ class ObjectiveConfig:
       and test items are spared, which LEAKS them into training. Only to
       reproduce published figures; whatever comes of it is labelled as leaking.
     repeated_negatives: Negatives are drawn independently, so that an item may
-      be drawn twice in a round, as the released code of pfedrec and gpfedrec
-      does; for these two alone. pfedrec-leaky draws so in any case.
+      be drawn twice in a round, as the released code of pfedrec, gpfedrec and
+      cofedrec does; for these alone. pfedrec-leaky draws so in any case.
   """
   name: str = 'bce'
   num_negatives: int = 8

@@ -17,7 +17,7 @@ from fedjaxrec.config.data import (
   SplitConfig,
   SyntheticConfig,
 )
-from fedjaxrec.config.graph import FedPerGNNConfig
+from fedjaxrec.config.graph import CoFedRecConfig, FedPerGNNConfig
 from fedjaxrec.config.learning import (
   LEAKY_ALGORITHMS,
   AlgorithmConfig,
@@ -220,6 +220,7 @@ class Config:
     fedrep: Settings of algorithm.name=fedrep.
     apfl: Settings of algorithm.name=apfl.
     fedpergnn: Settings of algorithm.name=fedpergnn.
+    cofedrec: Settings of algorithm.name=cofedrec.
     objective: The loss.
     client: Training on the device.
     server: The server's step.
@@ -253,6 +254,7 @@ class Config:
   fedrep: FedRepConfig = FedRepConfig()
   apfl: APFLConfig = APFLConfig()
   fedpergnn: FedPerGNNConfig = FedPerGNNConfig()
+  cofedrec: CoFedRecConfig = CoFedRecConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
   client: ClientConfig = ClientConfig()
   server: ServerConfig = ServerConfig()

@@ -21,6 +21,7 @@ SECTIONS = {
   'fedrep': 'FedRep: --algorithm.name=fedrep',
   'apfl': 'APFL: --algorithm.name=apfl',
   'fedpergnn': 'FedPerGNN: --algorithm.name=fedpergnn',
+  'cofedrec': 'CoFedRec: --algorithm.name=cofedrec',
   'objective': 'What a client minimises',
   'client': 'Training on the device, within one round',
   'server': "The server's step",
