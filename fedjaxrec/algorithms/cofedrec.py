@@ -177,18 +177,18 @@ def make_cofedrec(
 
   A client starts from its own table, or from its group's mean where the server
   sent that. Per batch, as PFedRec: a step of what is personal and shared; the
-  loss again, with contrast * the contrastive loss of the batch's rows (from the
-  second round on); then a step of the rows. It recommends with the table that
-  it then has. The server's item table is the mean of the round's uploads, and
-  the one model for all.
+  loss again, with contrast * the contrastive loss of the interactions' rows
+  (from the second round on); then a step of the rows. It recommends with its
+  table as the server's answer left it. The server's item table is the mean of
+  the round's uploads, and the one model for all.
 
   Personal: what the model marks so. Travels: whole tables up; down a table (the
   bytes count one for everybody, though who keeps its own needs none), the
   clusters, 4 bytes an item, and the round. Published for MovieLens 100K: all
   clients, 30 item clusters, contrast 0.005, temperature 0.1, rates, batch and
-  rounds as PFedRec's. Against the released code: the contrastive loss is of the
-  batch's items, not of the whole catalogue (num_items^2 products a step), and
-  has no factor of a base temperature (there 0.1 / 0.5).
+  rounds as PFedRec's. Against the published form: the contrastive loss is of
+  the interactions of a batch, not of the whole catalogue (num_items^2 products
+  a step), and has no factor of a base temperature (0.1 / 0.5).
 
   Memory: a table a client, num_clients * num_items * dim * 4 bytes; refused
   above personalization.table_limit_gib. Needs one device.
@@ -224,9 +224,9 @@ def make_cofedrec(
     value, _ = loss(layer, rows, shared, batch)
     if is_off(settings.contrast):
       return value
-    flat = _flatten_items(local_steps.flatten_rows(rows))
+    interactions = _flatten_items(jax.tree.map(lambda x: x[:, 0], rows))
     return value + strength * settings.contrast * contrastive_loss(
-        flat, cluster.reshape(-1), batch.used.reshape(-1), settings.temperature)
+        interactions, cluster[:, 0], batch.used[:, 0], settings.temperature)
 
   def step(slots, whole, batch):
     rows, cluster = slots

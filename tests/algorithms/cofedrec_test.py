@@ -111,7 +111,7 @@ class CoFedRec(slow.PFedRec):
       layer = oracles.add(layer, g_layer, -rate)
       g_table, _, _ = self.gradients(table, shared, layer, *batch)
       if r:
-        items = batch_rows[batch_rows < NUM_ITEMS]
+        items = batch_rows[:, 0]  # Of the interactions alone.
         pull = config.contrast * contrastive_gradient(
             vectors(table)[items], np.array(self.clusters)[items],
             config.temperature)
