@@ -55,6 +55,8 @@ class Algorithm(NamedTuple):
       train. None where a client's parameters come from its rounds.
     touched_rows: int array of clients' interactions -> item rows that each
       touches in a round; None: its items and their drawn negatives.
+    is_encoded: Whether what a client keeps comes of `refit` alone, and rounds
+      leave it as it is.
     not_alone: Why the control without federation says nothing here; empty where
       contributions are deltas, which a client can add up by itself.
     numbered: Whether `score` wants rows as `population.Numbered`; the whole
@@ -79,6 +81,7 @@ class Algorithm(NamedTuple):
   ) = None
   refit: Callable[..., PyTree] | None = None
   touched_rows: Callable[[Any], Any] | None = None
+  is_encoded: bool = False
   not_alone: str = ''
   numbered: bool = False
 

@@ -110,6 +110,7 @@ def make_local_training(
     tile_size: int = 0,
     numbered: bool = False,
     penalty: Callable[..., jax.Array] | None = None,
+    score_batch: Callable[..., jax.Array] | None = None,
 ) -> Callable:
   """Builds train(view, examples, num_examples), for a block of clients.
 
@@ -147,6 +148,10 @@ def make_local_training(
       divisor of a batch, or where a step costs the local table: the batch.
     numbered: Whether score takes `population.Numbered` rows.
     penalty: See `Recommender`; None for none.
+    score_batch: (personal, rows, used, shared) -> scores, the shape of used,
+      for a model in which slots of a batch read each other; leaves of rows are
+      [batch, 1 + num_negatives, ...]. Batches are then not cut into tiles.
+      None: `score` of each slot by itself.
 
   Returns:
     train(view, examples, num_examples) -> (Contribution, personal); leaves of
@@ -173,7 +178,10 @@ def make_local_training(
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     if numbered:
       flat = Numbered(flat, numbers.reshape(-1))
-    scores = score(personal, flat, shared).reshape(used.shape)
+    scores = (
+        score(personal, flat, shared).reshape(used.shape)
+        if score_batch is None
+        else score_batch(personal, rows, used, shared))
     loss_sum, _ = objective(scores, labels, used)
     loss = loss_sum / jnp.maximum(terms, 1)
     if not is_off(l2):
@@ -201,7 +209,7 @@ def make_local_training(
           'multiple of it: batches are whole slices; choose capacities with '
           'the same batch size.')
     tile = min(tile_size or size, size)
-    if size % tile or not touched_only:
+    if size % tile or not touched_only or score_batch is not None:
       tile = size
     batches, total_steps = num_steps(num_examples, batch_size, epochs, steps)
     passes = -(-total_steps // jnp.maximum(batches, 1))

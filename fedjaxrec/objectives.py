@@ -17,6 +17,9 @@ import jax.numpy as jnp
 Objective = Callable[
     [jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
+# Keeps the negatives' scores of bpr_max from growing.
+_BPR_MAX_PENALTY = 1.0
+
 
 def binary_cross_entropy(
     scores: jax.Array, labels: jax.Array, used: jax.Array
@@ -42,6 +45,32 @@ def bayesian_personalized_ranking(
   return jnp.where(pair, loss, 0.0).sum(), pair.sum()
 
 
+def bpr_max(
+    scores: jax.Array, labels: jax.Array, used: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """-log sum_j s_j sigma(r - r_j) + sum_j s_j r_j^2, mean over interactions.
+
+  r is the interaction's score, r_j a negative's, and s their softmax: the
+  higher a negative stands, the more it counts. Interactions without a negative
+  do not count.
+
+  References:
+    Hidasi and Karatzoglou, 2018, `Recurrent Neural Networks with Top-k Gains
+    <https://arxiv.org/abs/1706.03847>`_; the penalty's weight is 1.
+  """
+  del labels
+  pair = used[:, 1:] & used[:, :1]
+  rivals = scores[:, 1:]
+  # Finite, so that a place without a negative has no NaN.
+  share = jax.nn.log_softmax(jnp.where(pair, rivals, -1e9), -1)
+  wins = jax.nn.logsumexp(
+      share + jax.nn.log_sigmoid(scores[:, :1] - rivals), -1, where=pair)
+  penalty = jnp.where(pair, jnp.exp(share) * jnp.square(rivals), 0).sum(-1)
+  counts = pair.any(-1)
+  loss = jnp.where(counts, _BPR_MAX_PENALTY * penalty - wins, 0.0)
+  return loss.sum(), counts.sum()
+
+
 def squared_error(
     scores: jax.Array, labels: jax.Array, used: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -53,5 +82,6 @@ def squared_error(
 OBJECTIVES: dict[str, Objective] = {
     'bce': binary_cross_entropy,
     'bpr': bayesian_personalized_ranking,
+    'bpr_max': bpr_max,
     'squared_error': squared_error,
 }

@@ -18,6 +18,7 @@ from fedjaxrec import parallel, population, rounds
 from fedjaxrec.algorithms.leaky_negatives import draw_from_pool
 from fedjaxrec.algorithms.messages import message_size
 from fedjaxrec.algorithms.registry import build_algorithm
+from fedjaxrec.algorithms.sequential import label_interactions
 from fedjaxrec.blocks import Algorithm, WithMemory
 from fedjaxrec.config import Config
 from fedjaxrec.hosted_clients import make_cohort_reader
@@ -235,7 +236,8 @@ def make_simulation(
     config: The whole config.
     offsets: int64 [num_clients + 1]: client c has the interactions
       offsets[c]:offsets[c + 1].
-    items: int32 [num_interactions], distinct within a client.
+    items: int32 [num_interactions], distinct within a client; for
+      algorithm.name=sequential in order of time.
     labels: float32 [num_interactions].
     num_items: Items in the catalogue.
     client_transform: key -> Optax transform of one client's delta, the pair
@@ -260,6 +262,7 @@ def make_simulation(
   """
   num_examples = np.diff(offsets)
   num_clients = len(num_examples)
+  labels = label_interactions(config, offsets, labels)
   sampler, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
   placement = parallel.choose_placement(config.parallel, devices)
   num_devices = placement.num_devices

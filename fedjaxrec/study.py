@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjaxrec import parallel, population, rounds
+from fedjaxrec.algorithms.sequential import label_members
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.memory import check_personal_tables, estimate_memory
@@ -203,6 +204,7 @@ def make_study(
         f'({", ".join(traceable(configs[0]))}); make a study for each '
         '`program_key`.')
   num_members, first = len(configs), configs[0]
+  training = label_members(first, training)
   if first.model.name == 'two_tower':
     raise ValueError(
         'model.name=two_tower in a study: its members share one program, which '

@@ -126,6 +126,11 @@ REFUSED = [
   (ModelConfig, {'init_scale': 0.0}, 'model.init_scale=0.0'),
   (ModelConfig, {'hidden': ()}, 'model.hidden=()'),
   (ModelConfig, {'hidden': (8, 0)}, 'model.hidden=(8, 0)'),
+  (ModelConfig, {'max_length': 0}, 'model.max_length=0'),
+  (ModelConfig, {'num_blocks': 0}, 'model.num_blocks=0'),
+  (ModelConfig, {'num_heads': 0}, 'model.num_heads=0'),
+  (ModelConfig, {'name': 'sasrec', 'dim': 32, 'num_heads': 3},
+   'model.num_heads=3'),
   (config_lib.TwoTowerConfig, {'user_hidden': (8, 0)},
    'two_tower.user_hidden=(8, 0)'),
   (config_lib.TwoTowerConfig, {'item_hidden': (0,)},
@@ -285,6 +290,13 @@ REFUSED = [
             'cohort': CohortConfig(weighting='examples')},
    "server.row_normalization='sum'"),
   (Config, {'split': SplitConfig(name='published')}, 'split.name=published'),
+  (Config, {'model': ModelConfig(name='sasrec')}, 'model.name=sasrec'),
+  (Config, {'algorithm': AlgorithmConfig(name='sequential')},
+   'algorithm.name=sequential'),
+  (Config, {'algorithm': AlgorithmConfig(name='sequential'),
+            'model': ModelConfig(name='gru4rec'),
+            'objective': ObjectiveConfig(name='squared_error')},
+   'objective.name=squared_error'),
 ]
 
 

@@ -93,6 +93,19 @@ def loss_and_slopes(objective, scores, labels, used):
         loss += (s - labels[b])**2
         slopes[b, k] += 2 * (s - labels[b])
         count += 1
+    rivals = [k for k in range(1, scores.shape[1]) if used[b, k]]
+    if objective == 'bpr_max' and used[b, 0] and rivals:
+      r = scores[b, rivals]
+      share = np.exp(r - r.max()) / np.exp(r - r.max()).sum()
+      wins = sigmoid(scores[b, 0] - r)
+      won, penalty = share @ wins, share @ r**2
+      loss += penalty - math.log(won)
+      steep = share * wins * (1 - wins)
+      slopes[b, 0] -= steep.sum() / won
+      slopes[b, rivals] += (
+          (steep - share * (wins - won)) / won
+          + 2 * share * r + share * (r**2 - penalty))
+      count += 1
   return loss, count, slopes / max(count, 1)
 
 

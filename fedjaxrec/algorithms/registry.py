@@ -19,6 +19,7 @@ from fedjaxrec.algorithms.fedrecon import make_fedrecon
 from fedjaxrec.algorithms.gpfedrec import make_gpfedrec
 from fedjaxrec.algorithms.ials import make_ials
 from fedjaxrec.algorithms.pfedrec import make_pfedrec
+from fedjaxrec.algorithms.sequential import make_sequential
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
@@ -29,6 +30,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     'dpals': make_dpals,
     'fcf': make_fcf,
     'fedmf': make_fedmf,
+    'sequential': make_sequential,
     'pfedrec': make_pfedrec,
     'gpfedrec': make_gpfedrec,
     'fedrap': make_fedrap,

@@ -30,6 +30,8 @@ from fedjaxrec.population import Client
 Training = tuple[np.ndarray, np.ndarray, np.ndarray]
 # More interactions than a client can have: its sequence is one batch.
 _WHOLE = 2**30
+# Algorithms that read the order of a client's interactions, and no ratings.
+ORDERED = ('sequential', 'fedease')
 
 
 def make_sequential(
@@ -219,10 +221,10 @@ def label_interactions(
     labels: float32 [num_interactions]: the ratings.
 
   Returns:
-    labels, or for algorithm.name=sequential float32 [num_interactions]: 0, 1,
-    ... within a client; exact up to 2^24.
+    labels, or for the algorithms that are ORDERED float32 [num_interactions]:
+    0, 1, ... within a client; exact up to 2^24.
   """
-  if config.algorithm.name != 'sequential':
+  if config.algorithm.name not in ORDERED:
     return labels
   places = np.arange(len(labels), dtype=np.int64)
   return (places - np.repeat(offsets[:-1], np.diff(offsets))).astype(np.float32)
@@ -234,7 +236,7 @@ def label_members(
 
   What runs share they still share afterwards.
   """
-  if config.algorithm.name != 'sequential':
+  if config.algorithm.name not in ORDERED:
     return training
   made: dict[int, np.ndarray] = {}
   for offsets, _, labels in training:

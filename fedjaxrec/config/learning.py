@@ -4,7 +4,9 @@ import dataclasses
 
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
-MODELS = ('mf', 'neumf', 'pfedrec', 'two_tower')
+# Models whose user is the encoding of a sequence; for sequential alone.
+SEQUENCE_MODELS = ('sasrec', 'gru4rec')
+MODELS = ('mf', 'neumf', 'pfedrec', 'two_tower', *SEQUENCE_MODELS)
 # Algorithms whose clients have models of their own.
 PERSONALISED = ('pfedrec', 'gpfedrec', 'fedrap', 'fedrecon', 'ditto', 'fedper',
                 'fedrep', 'apfl', 'fedpergnn', 'cofedrec')
@@ -14,8 +16,8 @@ LEAKY_ALGORITHMS = ('pfedrec', 'gpfedrec', 'cofedrec')
 NEGATIVE_POOLS = ('unseen', 'pfedrec-leaky')
 TABLE_DTYPES = ('float32', 'bfloat16')
 ALGORITHMS = ('fedavg', 'ials', 'dpals', 'fcf', 'fedmf',
-              *PERSONALISED)
-OBJECTIVES = ('bce', 'bpr', 'squared_error')
+              'sequential', *PERSONALISED)
+OBJECTIVES = ('bce', 'bpr', 'bpr_max', 'squared_error')
 OPTIMIZERS = ('sgd', 'momentum', 'adagrad', 'adam', 'yogi')
 ITEM_OPTIMIZERS = ('', *OPTIMIZERS, 'rowwise_adagrad')
 ROW_NORMALIZATIONS = ('mean', 'sum', 'contributors')
@@ -32,10 +34,14 @@ class ModelConfig:
   Attributes:
     name: mf (matrix factorisation with biases) or neumf (FedNCF),
       two_tower (towers on side features), or
-      pfedrec (personal score layer, no user vector).
+      pfedrec (personal score layer, no user vector); or, for algorithm.name=
+      sequential, sasrec (self-attention) or gru4rec (a recurrent network).
     dim: Dimension of user and item vectors.
     init_scale: Standard deviation of the initial vectors.
     hidden: Widths of NeuMF's layers.
+    max_length: Latest items of a client that sasrec and gru4rec read.
+    num_blocks: SASRec's attention blocks.
+    num_heads: Heads of each; divides dim.
     table_dtype: The item table's numbers at rest: float32 or bfloat16 (half the
       memory and the download; sums and steps are float32).
   """
@@ -43,6 +49,9 @@ class ModelConfig:
   dim: int = 32
   init_scale: float = 0.1
   hidden: tuple[int, ...] = (64, 32, 16)
+  max_length: int = 50
+  num_blocks: int = 2
+  num_heads: int = 1
   table_dtype: str = 'float32'
 
   def __post_init__(self):
@@ -55,6 +64,13 @@ class ModelConfig:
           f'model.dim={self.dim} is above 65,536: no item table of that width '
           'fits a device.')
     above('model.init_scale', self.init_scale, 0)
+    for field in ('max_length', 'num_blocks', 'num_heads'):
+      at_least(f'model.{field}', getattr(self, field), 1)
+    if self.name == 'sasrec' and self.dim % self.num_heads:
+      raise ValueError(
+          f'model.num_heads={self.num_heads} does not divide model.dim='
+          f'{self.dim}: every head has an equal part of a vector; choose a '
+          'divisor, or another dim.')
     if not self.hidden or min(self.hidden) < 1:
       raise ValueError(
           f'model.hidden={self.hidden} needs at least one width, each at '
@@ -68,8 +84,9 @@ class AlgorithmConfig:
   Attributes:
     name: fedavg (local training, then the server moves by the deltas), ials
       (exact alternating least squares), dpals (the same with central privacy)
-      fcf (the gradient of the whole item table) or fedmf (gradients of
-      explicit ratings); or personalised: pfedrec
+      fcf (the gradient of the whole item table), fedmf (gradients of
+      explicit ratings) or sequential (FedAvg on clients' own sequences, for
+      model.name=sasrec and gru4rec); or personalised: pfedrec
       (own score layer and view of the items), gpfedrec (the same, with a graph
       of the clients at the server), fedrap (own and shared rows add up),
       fedrecon (the personal part is made anew each round), ditto (own model,
@@ -90,8 +107,9 @@ class ObjectiveConfig:
   """What a client minimises.
 
   Attributes:
-    name: bce (pointwise, labels 1 and 0), bpr (pairwise) or squared_error
-      (explicit ratings, no negatives).
+    name: bce (pointwise, labels 1 and 0), bpr (pairwise), bpr_max (pairwise,
+      against the negatives that stand highest) or squared_error (explicit
+      ratings, no negatives).
     num_negatives: Negatives drawn for each interaction, afresh each round,
       distinct, from the items that the client has no training interaction with.
     l2: Weight of the squared L2 norms: of the personal and the shared

@@ -9,11 +9,11 @@ grid. `references/tuning.py` has the grids, `benchmarks/references.py` searches.
 import dataclasses
 from collections.abc import Mapping
 
-from fedjaxrec.config.learning import MODELS, OBJECTIVES
+from fedjaxrec.config.learning import MODELS, OBJECTIVES, SEQUENCE_MODELS
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
 PRECISIONS = ('float64', 'float32')
-REFERENCES = ('popularity', 'item_knn', 'ease', 'ials', 'mf')
+REFERENCES = ('popularity', 'item_knn', 'ease', 'ials', 'mf', 'sequential')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,10 @@ class CentralizedConfig:
   def __post_init__(self):
     check_types(self, 'mf')
     one_of('mf.model', self.model, MODELS)
+    if self.model in SEQUENCE_MODELS:
+      raise ValueError(
+          f'mf.model={self.model} reads sequences, and batches here are pairs '
+          'of users and items; use the reference sequential.')
     one_of('mf.objective', self.objective, OBJECTIVES)
     for field in ('dim', 'epochs', 'batch_size'):
       at_least(f'mf.{field}', getattr(self, field), 1)
@@ -124,13 +128,64 @@ class CentralizedConfig:
     at_least('mf.l2', self.l2, 0)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CentralizedSequenceConfig:
+  """A federated run's sequence model, trained in one place by Adam.
+
+  Attributes:
+    model: sasrec or gru4rec, as `model.name`.
+    dim: As `model.dim`.
+    max_length: As `model.max_length`.
+    num_blocks: As `model.num_blocks`.
+    num_heads: As `model.num_heads`.
+    init_scale: As `model.init_scale`.
+    objective: As `objective.name`: bce, bpr or bpr_max.
+    num_negatives: Negatives a place, drawn anew every epoch, uniformly from
+      what the user has not in train.
+    epochs: Passes over the users.
+    batch_size: Users in a batch.
+    learning_rate: Adam's.
+    b2: Adam's second moment's decay.
+  """
+  model: str = 'sasrec'
+  dim: int = 32
+  max_length: int = 50
+  num_blocks: int = 2
+  num_heads: int = 1
+  init_scale: float = 0.05
+  objective: str = 'bce'
+  num_negatives: int = 4
+  epochs: int = 40
+  batch_size: int = 128
+  learning_rate: float = 0.003
+  b2: float = 0.98
+
+  def __post_init__(self):
+    check_types(self, 'sequential')
+    one_of('sequential.model', self.model, SEQUENCE_MODELS)
+    one_of('sequential.objective', self.objective,
+           tuple(name for name in OBJECTIVES if name != 'squared_error'))
+    for field in ('dim', 'max_length', 'num_blocks', 'num_heads',
+                  'num_negatives', 'epochs', 'batch_size'):
+      at_least(f'sequential.{field}', getattr(self, field), 1)
+    if self.dim % self.num_heads:
+      raise ValueError(
+          f'sequential.num_heads={self.num_heads} does not divide '
+          f'sequential.dim={self.dim}; choose a divisor.')
+    above('sequential.init_scale', self.init_scale, 0)
+    above('sequential.learning_rate', self.learning_rate, 0)
+    if not 0 <= self.b2 < 1:
+      raise ValueError(f'sequential.b2={self.b2} must lie in [0, 1).')
+
+
 ReferenceConfig = (
     PopularityConfig | ItemKNNConfig | EaseConfig | IALSConfig
-    | CentralizedConfig)
+    | CentralizedConfig | CentralizedSequenceConfig)
 REFERENCE_CONFIGS: Mapping[str, type[ReferenceConfig]] = {
     'popularity': PopularityConfig,
     'item_knn': ItemKNNConfig,
     'ease': EaseConfig,
     'ials': IALSConfig,
     'mf': CentralizedConfig,
+    'sequential': CentralizedSequenceConfig,
 }

@@ -20,6 +20,7 @@ from fedjaxrec.config.data import (
 from fedjaxrec.config.graph import CoFedRecConfig, FedPerGNNConfig
 from fedjaxrec.config.learning import (
   LEAKY_ALGORITHMS,
+  SEQUENCE_MODELS,
   AlgorithmConfig,
   ClientConfig,
   CohortConfig,
@@ -280,6 +281,7 @@ class Config:
           'use row_normalization=mean, or weighting=equal.')
     check_secure(self)
     self._check_factorisation()
+    self._check_sequences()
     check_side_features(self)
     if (self.objective.repeated_negatives
         and self.algorithm.name not in LEAKY_ALGORITHMS):
@@ -348,6 +350,22 @@ class Config:
           f'algorithm.name={name} with a section privacy that is on: clipping '
           'a whole upload would not bound a solution made of sums of squares; '
           'use algorithm.name=dpals, or fedavg.')
+
+  def _check_sequences(self):
+    """What models and algorithms of sequences cannot be combined with."""
+    is_sequential = self.algorithm.name == 'sequential'
+    if is_sequential != (self.model.name in SEQUENCE_MODELS):
+      raise ValueError(
+          f'algorithm.name={self.algorithm.name} with model.name='
+          f'{self.model.name}: sequences are what algorithm.name=sequential '
+          f'trains, and model.name={" and ".join(SEQUENCE_MODELS)} are all '
+          'that reads them; use these together, or, for example, '
+          'algorithm.name=fedavg with model.name=mf.')
+    if is_sequential and self.objective.name == 'squared_error':
+      raise ValueError(
+          'objective.name=squared_error with algorithm.name=sequential: its '
+          'model says which item comes next, and not how it is rated; use '
+          'objective.name=bce, bpr or bpr_max.')
 
   def _check_dpals(self):
     privacy = self.privacy

@@ -57,6 +57,22 @@ def load_split(config: config_lib.Config) -> splits.Split:
   return splits.make_split(interactions, config.split)
 
 
+def require_times(config: config_lib.Config, split: splits.Split) -> None:
+  """Refuses sequences of a source that does not know the order of time.
+
+  Raises:
+    ValueError: For algorithm.name=sequential without timestamps.
+  """
+  if (config.algorithm.name == 'sequential'
+      and not split.train.has_timestamps):
+    raise ValueError(
+        f'algorithm.name=sequential with data.source={config.data.source}: '
+        'sequences need the time of every interaction, and this source has '
+        'none that can be trusted (has_timestamps=False); use a source with '
+        'times (a MovieLens set, or a table with --data.timestamp_column), or '
+        'a model without sequences: algorithm.name=fedavg with model.name=mf.')
+
+
 def _load_movielens(config: config_lib.DataConfig) -> Interactions:
   if not config.path:
     return fetch.load_published(config.source, config.cache_dir)

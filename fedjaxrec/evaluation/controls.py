@@ -58,6 +58,7 @@ def train_local_only(
     rounds: int,
     batch_size: int,
     key: jax.Array,
+    labels: np.ndarray | None = None,
 ) -> np.ndarray:
   """Trains clients by themselves and scores the catalogue for each.
 
@@ -74,6 +75,8 @@ def train_local_only(
     rounds: Rounds of local training.
     batch_size: Interactions in a batch, for choosing size classes.
     key: Typed key; a client's draws are as in the federated run.
+    labels: float32 [num_interactions]: what clients read beside an item; None:
+      its rating.
 
   Returns:
     float32 [n, num_items]. Memory on the device: some copies of the item table,
@@ -87,7 +90,8 @@ def train_local_only(
 
   train_block = _make_train_block(
       algorithm.draw, algorithm.client_update, algorithm.learning_rate_scale,
-      algorithm.score, algorithm.broadcast, rounds)
+      algorithm.score, algorithm.broadcast, rounds,
+      algorithm.refit if algorithm.is_encoded else None)
   start_of_all = jax.device_put(server)
   table_bytes = sum(x.nbytes for x in jax.tree.leaves(server.item_table))
   block_size = max(1, min(_BLOCK_SIZE, _MAX_TABLE_BYTES // table_bytes))
@@ -103,7 +107,8 @@ def train_local_only(
       mine = members[start:start + block_size]
       padded = np.pad(mine, (0, block_size - len(mine)), mode='edge')
       block = read_clients(
-          train.offsets, train.items, train.ratings, num_items,
+          train.offsets, train.items,
+          train.ratings if labels is None else labels, num_items,
           clients[padded], capacity)
       out = train_block(
           start_of_all, key, block,
@@ -114,7 +119,7 @@ def train_local_only(
 
 @functools.lru_cache(maxsize=16)
 def _make_train_block(
-    draw, client_update, learning_rate_scale, score, broadcast, rounds
+    draw, client_update, learning_rate_scale, score, broadcast, rounds, refit
 ):
   """Builds the compiled training of a block of clients, each by itself."""
   def gather(table, rows):
@@ -125,8 +130,7 @@ def _make_train_block(
 
   @jax.jit
   def train_block(start, key, block, own):
-    def one_round(r, carry):
-      item_table, shared, own = carry
+    def look(r, item_table, shared, own):
       round_key = jax.random.fold_in(key, r)
       keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(
           block.client_id)
@@ -135,10 +139,14 @@ def _make_train_block(
           lambda table: jax.vmap(gather)(table, examples.rows), item_table)
       whole = jax.vmap(lambda table, rest: broadcast(
           start._replace(item_table=table, shared=rest)))(item_table, shared)
-      contribution, new = client_update(
-          View(item_rows, whole, gather_personal(own, everybody, examples.rows),
-               learning_rate_scale(jnp.int32(0))),
-          examples, block.num_examples)
+      return examples, View(
+          item_rows, whole, gather_personal(own, everybody, examples.rows),
+          learning_rate_scale(jnp.int32(0)))
+
+    def one_round(r, carry):
+      item_table, shared, own = carry
+      examples, view = look(r, *carry)
+      contribution, new = client_update(view, examples, block.num_examples)
       own = scatter_personal(own, everybody, examples.rows, new)
       item_table = jax.tree.map(
           lambda table, delta: jax.vmap(scatter)(table, examples.rows, delta),
@@ -152,6 +160,9 @@ def _make_train_block(
         (start.item_table, start.shared))
     item_table, shared, own = jax.lax.fori_loop(
         0, rounds, one_round, (*copies, own))
+    if refit is not None:
+      examples, view = look(rounds, item_table, shared, own)
+      own = refit(view, examples, block.num_examples)
     return jax.vmap(score)(own, item_table, shared)
 
   return train_block

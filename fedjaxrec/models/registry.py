@@ -3,10 +3,12 @@ and its name in `MODELS` of `config/learning.py`.
 """
 
 from fedjaxrec.config import ModelConfig, TwoTowerConfig
+from fedjaxrec.models.gru4rec import GRU4Rec
 from fedjaxrec.models.matrix_factorization import MatrixFactorization
 from fedjaxrec.models.neumf import NeuMF
 from fedjaxrec.models.pfedrec import PFedRec
 from fedjaxrec.models.recommender import Recommender, make_recommender
+from fedjaxrec.models.sasrec import SASRec
 from fedjaxrec.models.two_tower import (
     SideInputs,
     TwoTower,
@@ -17,6 +19,8 @@ MODELS = {
     'mf': MatrixFactorization,
     'neumf': NeuMF,
     'pfedrec': PFedRec,
+    'sasrec': SASRec,
+    'gru4rec': GRU4Rec,
     'two_tower': TwoTower,
 }
 

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjaxrec.algorithms.sequential import label_interactions
 from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
+from fedjaxrec.data.sources import require_times
 from fedjaxrec.data.splits import Split
 from fedjaxrec.evaluation import (
   controls,
@@ -77,8 +79,10 @@ def make_evaluator(
       evaluators of one run by several protocols share it, and train them once.
 
   Raises:
-    ValueError: If a part of the split cannot be ranked; see `make_ranker`.
+    ValueError: If a part of the split cannot be ranked, see `make_ranker`; or
+      for sequences without timestamps.
   """
+  require_times(config, split)
   evaluation = config.evaluation
   ks, num_items = cutoffs(config), split.num_items
   trained = split.train.counts > 0
@@ -168,7 +172,8 @@ def make_evaluator(
       kept['scores'] = controls.train_local_only(
           simulation.algorithm, jax.tree.map(np.asarray, state.server),
           personal, own, users, int(rounds), config.client.batch_size,
-          simulation.key)
+          simulation.key,
+          label_interactions(config, own.offsets, own.ratings))
     scores = kept['scores']
     rank = make_test_ranker(controls.score_from_matrix, users)
     return summarise(

@@ -11,7 +11,13 @@ import numpy as np
 from fedjaxrec.config.references import REFERENCE_CONFIGS, ReferenceConfig
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.evaluation import controls
-from fedjaxrec.references import ease, ials, item_knn, matrix_factorization
+from fedjaxrec.references import (
+    ease,
+    ials,
+    item_knn,
+    matrix_factorization,
+    sequential,
+)
 from fedjaxrec.references.reference import Reference
 
 CONFIGS = REFERENCE_CONFIGS
@@ -27,6 +33,8 @@ _FITTERS: Mapping[str, Callable[..., Reference]] = {
         train, config, fold_in, seed),
     'mf': lambda train, config, fold_in, seed: matrix_factorization.fit(
         train, config, fold_in, seed),
+    'sequential': lambda train, config, fold_in, seed: sequential.fit(
+        train, config, fold_in, seed),
 }
 
 
@@ -40,11 +48,11 @@ def fit_reference(
   """Fits a reference on all the training data, outside the federation.
 
   Args:
-    name: popularity, item_knn, ease, ials or mf.
+    name: popularity, item_knn, ease, ials, mf or sequential.
     train: The training interactions.
     config: The reference's config; None: its defaults.
     fold_in: What held-out users show before they are asked (user_holdout).
-    seed: Seed of what is drawn (ials, mf).
+    seed: Seed of what is drawn (ials, mf, sequential).
 
   Returns:
     The fitted model: `make_ranker(fitted.score, ...)(*fitted.parameters)`.

@@ -47,6 +47,12 @@ SEARCH_SPACES: Mapping[str, Mapping[str, Sequence]] = {
         'learning_rate': (0.001, 0.003, 0.01),
         'l2': (0.0, 0.001, 0.003, 0.01),
     },
+    'sequential': {
+        'dim': (32, 48),
+        'num_negatives': (4, 8),
+        'epochs': (20, 40, 80),
+        'learning_rate': (0.001, 0.003),
+    },
 }
 
 # What a search on validation has found, where it is not the defaults. The NCF

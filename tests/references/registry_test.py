@@ -10,6 +10,7 @@ from fedjaxrec import config as config_lib
 from fedjaxrec.config.references import (
     REFERENCES,
     CentralizedConfig,
+    CentralizedSequenceConfig,
     EaseConfig,
     IALSConfig,
     ItemKNNConfig,
@@ -28,6 +29,9 @@ SMALL = {
     'ials': IALSConfig(dim=4, sweeps=5, regularization=0.01),
     'mf': CentralizedConfig(
         dim=4, epochs=30, batch_size=64, learning_rate=0.02, l2=0.0),
+    'sequential': CentralizedSequenceConfig(
+        dim=8, max_length=12, num_blocks=1, epochs=60, batch_size=16,
+        learning_rate=0.02),
 }
 
 
@@ -39,7 +43,8 @@ def two_tastes(num_users=60, num_items=120, shown=12):
       generator.permutation(half)[:shown] + half * (user % 2)
       for user in range(num_users)])
   return Interactions.from_columns(
-      np.repeat(np.arange(num_users), shown), items)
+      np.repeat(np.arange(num_users), shown), items,
+      timestamps=np.tile(np.arange(shown), num_users))
 
 
 def auc(reference, split, protocol='full'):
@@ -109,11 +114,14 @@ def test_ml_100k_is_recommended_as_well_as_is_known(name, config, shared_data):
 
 
 def test_a_fit_is_made_again_from_its_seed():
-  data = slow.make_interactions(0)
-  for name in ('ials', 'mf'):
+  random, ordered = slow.make_interactions(0), two_tastes(8, 40, 6)
+  quick = dataclasses.replace(SMALL['sequential'], epochs=2)
+  for name, data, config in (
+      ('ials', random, SMALL['ials']), ('mf', random, SMALL['mf']),
+      ('sequential', ordered, quick)):
     one, again, other = (
         jax.tree.leaves(registry.fit_reference(
-            name, data, SMALL[name], seed=seed).item_table)[0]
+            name, data, config, seed=seed).item_table)[0]
         for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
@@ -124,6 +132,11 @@ def test_what_cannot_be_fitted_is_refused():
   fit = registry.fit_reference
   with pytest.raises(ValueError, match="reference='als'.*choose one of.*ials"):
     fit('als', data)
+  with pytest.raises(ValueError, match='has_timestamps=False.*ials or ease'):
+    fit('sequential', Interactions.from_columns([0, 0], [0, 1]))
+  with pytest.raises(ValueError, match='no user has two'):
+    fit('sequential', Interactions.from_columns(
+        [0, 1], [0, 1], timestamps=[0, 1]))
   with pytest.raises(ValueError, match='config=EaseConfig.*takes a IALSConfig'):
     fit('ials', data, EaseConfig())
   empty = data.take(np.zeros(data.num_interactions, bool))
