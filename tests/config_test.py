@@ -135,6 +135,7 @@ REFUSED = [
    'two_tower.user_hidden=(8, 0)'),
   (config_lib.TwoTowerConfig, {'item_hidden': (0,)},
    'two_tower.item_hidden=(0,)'),
+  (config_lib.TwoTowerConfig, {'frozen': True}, 'two_tower.frozen=True'),
   (config_lib.TwoTowerConfig, {'spreadout': -1.0}, 'two_tower.spreadout=-1.0'),
   (AlgorithmConfig, {'name': 'fed'}, "algorithm.name='fed'"),
   (ObjectiveConfig, {'name': 'mse'}, "objective.name='mse'"),
@@ -315,7 +316,7 @@ def test_every_number_and_every_choice_has_a_refusal():
     'data.timestamp_column', 'server.lazy_rows', 'evaluation.local_only',
     'fedrap.rising', 'objective.repeated_negatives',
     'fedpergnn.spare_target',
-    'two_tower.personal_vector',
+    'two_tower.personal_vector', 'two_tower.start',
   }
   refused = {field for _, arguments, _ in REFUSED for field in arguments}
   for section in dataclasses.fields(Config):

@@ -21,15 +21,25 @@ class TwoTowerConfig:
       which never travel; without, features say all about a user.
     spreadout: Weight of the spreadout term, the mean square of the scalar
       products of an interaction's item and its negatives; 0: none.
+    start: Run directory of a trained two_tower that this run grows from: what
+      it knows by the same ids and columns is taken over, and rows of new items
+      and weights of new columns begin at zero; empty: a new model.
+    frozen: With start: only new rows and new weights train.
   """
   user_hidden: tuple[int, ...] = ()
   item_hidden: tuple[int, ...] = ()
   personal_vector: bool = True
   spreadout: float = 0.0
+  start: str = ''
+  frozen: bool = False
 
   def __post_init__(self):
     check_types(self, 'two_tower')
     at_least('two_tower.spreadout', self.spreadout, 0)
+    if self.frozen and not self.start:
+      raise ValueError(
+          'two_tower.frozen=True without two_tower.start: nothing is trained '
+          'yet that could rest; give --two_tower.start=RUN, or drop it.')
     for field in ('user_hidden', 'item_hidden'):
       widths = getattr(self, field)
       if widths and min(widths) < 1:
@@ -48,6 +58,11 @@ def check_side_features(config: Any) -> None:
            for field in ('user_features', 'item_features')
            if getattr(config.data, field)]
   if config.model.name != 'two_tower':
+    if config.two_tower.start:
+      raise ValueError(
+          f'two_tower.start={config.two_tower.start!r} with model.name='
+          f'{config.model.name}: only a two_tower can grow; use '
+          '--model.name=two_tower, or leave it empty.')
     if asked:
       raise ValueError(
           f'{" and ".join(asked)} with model.name={config.model.name}, which '

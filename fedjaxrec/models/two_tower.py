@@ -219,10 +219,12 @@ def make_two_tower(
         for name, table in public.items()}
 
   def score(personal, item_rows, shared):
-    return base.score(*informed(personal, item_rows), shared)
+    personal, item_rows = informed(personal, item_rows)
+    return base.score(personal, item_rows, shared)
 
   def spreadout(personal, item_rows, shared, used):
-    vectors = encoder.score(*informed(personal, item_rows), shared)
+    personal, item_rows = informed(personal, item_rows)
+    vectors = encoder.score(personal, item_rows, shared)
     groups = jnp.where(
         used[..., None], vectors.reshape(*used.shape, -1), 0)  # [B, G, dim]
     products = jnp.square(jnp.einsum('bgd,bhd->bgh', groups, groups))

@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from fedjaxrec import config as config_lib
+from fedjaxrec.algorithms.growth import Places, make_freeze
 from fedjaxrec.algorithms.leaky_negatives import held_out_items
 from fedjaxrec.config import Config, EvaluationConfig, ParallelConfig
 from fedjaxrec.data.cache import cache_folder
@@ -22,7 +23,7 @@ from fedjaxrec.memory import check_memory
 from fedjaxrec.orchestration import hosts, private_runs, training
 from fedjaxrec.orchestration import secure as secure_lib
 from fedjaxrec.orchestration import summary as summary_lib
-from fedjaxrec.orchestration.checkpoints import Store, open_store
+from fedjaxrec.orchestration.checkpoints import Best, Store, open_store
 from fedjaxrec.orchestration.devices import available_bytes
 from fedjaxrec.orchestration.evaluator import (
   ALWAYS_KS,
@@ -30,7 +31,7 @@ from fedjaxrec.orchestration.evaluator import (
   make_evaluator,
 )
 from fedjaxrec.orchestration.private_runs import PrivateRun
-from fedjaxrec.orchestration.side_inputs import load_side_inputs
+from fedjaxrec.orchestration.side_inputs import grow_state, load_side_inputs
 from fedjaxrec.orchestration.training import Stop
 from fedjaxrec.privacy.ledger import PrivacyLedger
 from fedjaxrec.reports import html, run_directory, tables
@@ -58,6 +59,7 @@ class Run(NamedTuple):
   evaluator: Evaluator
   private: PrivateRun | None = None
   secure: secure_lib.SecureRun | None = None
+  places: Places | None = None
 
 
 def train(
@@ -109,7 +111,7 @@ def train(
     if run.private is not None:
       run = run._replace(simulation=private_runs.charging(
           run.simulation, lambda first, number: _pay(run, book, first, number)))
-    start = start or training.start_afresh(run.simulation)
+    start = start or _start_grown(run) or training.start_afresh(run.simulation)
     start, compile_s = training.compile_rounds(run.simulation, start)
     stop = _train(run, start, store, workdir, progress, book)
   summary = summarise(run, stop, workdir, book) | {
@@ -142,11 +144,34 @@ def evaluate(
     ValueError, FileNotFoundError: If there is no such run, or no whole
       checkpoint of it.
   """
+  run, best, rounds_done = load_trained(workdir, evaluation)
+  return summary_lib.rounded({
+      'selected_round': int(best.round),
+      'rounds_done': rounds_done,
+      **run.evaluator.test(best.personal, best.item_table, best.shared)})
+
+
+def load_trained(
+    workdir: str | pathlib.Path, evaluation: EvaluationConfig | None = None
+) -> tuple[Run, Best, int]:
+  """Loads a run from its last checkpoint.
+
+  Args:
+    workdir: The run directory.
+    evaluation: Protocol and cut-offs; None: the run's.
+
+  Returns:
+    The run, the round that was selected, and the number of rounds done.
+
+  Raises:
+    ValueError, FileNotFoundError: See `evaluate`.
+  """
   workdir = pathlib.Path(workdir)
   config = config_lib.from_dict(
       run_directory.read_json(workdir / run_directory.CONFIG))
   run = build(dataclasses.replace(
-      config, evaluation=evaluation, parallel=ParallelConfig(
+      config, evaluation=evaluation or config.evaluation,
+      parallel=ParallelConfig(
           mode='single' if config.secure.on_host else 'auto')))
   with contextlib.closing(_open_store(run, workdir)) as store:
     stop = _restore(run, store)
@@ -154,11 +179,7 @@ def evaluate(
     raise ValueError(
         f'workdir={str(workdir)!r} has no checkpoint yet; let the run reach '
         'its first one (checkpoint.every), or continue it with --resume.')
-  best = training.selected(config, run.simulation, stop)
-  return summary_lib.rounded({
-      'selected_round': int(best.round),
-      'rounds_done': stop.round,
-      **run.evaluator.test(best.personal, best.item_table, best.shared)})
+  return run, training.selected(config, run.simulation, stop), stop.round
 
 
 def _check_workdir(
@@ -246,6 +267,7 @@ def build(config: Config, split: Split | None = None) -> Run:
   secure = secure_lib.prepare(
       private.config if private else config, train_part, split.num_items,
       private.open_rows if private else None)
+  side, places = load_side_inputs(config, split)
   simulation = make_simulation(
       secure.config if secure else private.config if private else config,
       train_part.offsets, train_part.items, train_part.ratings, split.num_items,
@@ -254,12 +276,23 @@ def build(config: Config, split: Split | None = None) -> Run:
       sum_on_host=secure.sums if secure else None,
       strategy=private.strategy if private else None,
       held_out=_spared_items(config, split),
-      side=load_side_inputs(config, split))
+      side=side, transform_algorithm=make_freeze(places) if (
+          places is not None and config.two_tower.frozen) else lambda a: a)
   device = jax.local_devices()[0]
   check_memory(simulation.memory, available_bytes(device), device.device_kind)
   return Run(
       config, split, simulation, make_evaluator(config, split, simulation),
-      private, secure)
+      private, secure, places)
+
+
+def _start_grown(run: Run) -> Stop | None:
+  """Where a run begins that grows from another; None for the others."""
+  if run.places is None:
+    return None
+  _, best, _ = load_trained(run.config.two_tower.start)
+  state = grow_state(run.config, run.simulation, best, run.places)
+  return Stop(0, [], state, training.snapshot(
+      run.simulation, state, 0, -1.0), 0.0)
 
 
 def _spared_items(config: Config, split: Split) -> np.ndarray | None:

@@ -1,32 +1,147 @@
-"""The side features that a run's model reads, in the order of its ids."""
+"""The side features that a run's model reads, and the run that it grew from."""
 
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjaxrec import config as config_lib
+from fedjaxrec.algorithms.growth import (
+    Places,
+    find_places,
+    grow_rows,
+    grow_shared,
+    same_structure,
+)
 from fedjaxrec.config import Config
 from fedjaxrec.data.feature_files import load_features
+from fedjaxrec.data.feature_growth import extend
+from fedjaxrec.data.features import Features
+from fedjaxrec.data.sources import load_split
 from fedjaxrec.data.splits import Split
 from fedjaxrec.models.two_tower import SideInputs
+from fedjaxrec.orchestration.checkpoints import Best
+from fedjaxrec.population import is_known
+from fedjaxrec.reports import run_directory
+from fedjaxrec.simulation import Simulation, State
+
+PyTree = Any
 
 
-def load_side_inputs(config: Config, split: Split) -> SideInputs | None:
-  """Loads what model.name=two_tower reads; None for other models.
+def load_side_inputs(
+    config: Config, split: Split
+) -> tuple[SideInputs | None, Places | None]:
+  """Loads what model.name=two_tower reads; nothing for other models.
 
   Where the split's items of validation and test are cold (item_holdout,
-  citeulike-a), these are new items: they join after training.
+  citeulike-a), these are new items: they join after training. A run that grows
+  from another (two_tower.start) reads features in that run's entries.
 
   Args:
     config: The run.
     split: Its data.
 
+  Returns:
+    The features, and where the other run's things are in this one; None where
+    it grows from none.
+
   Raises:
-    FileNotFoundError, ValueError: See `load_features`.
+    FileNotFoundError, ValueError: See `load_features` and `extend`.
   """
   if config.model.name != 'two_tower':
-    return None
+    return None, None
   found = load_features(
       config.data, split.train.user_ids, split.train.item_ids)
   new_items = None
   if (split.test_candidates is not None
       and split.validation_candidates is not None):
     new_items = split.test_candidates | split.validation_candidates
-  return SideInputs(
-      found.users and found.users.matrix(),
-      found.items and found.items.matrix(), new_items)
+  if not config.two_tower.start:
+    return SideInputs(
+        None if found.users is None else found.users.matrix(),
+        None if found.items is None else found.items.matrix(), new_items), None
+  before = read_config(config.two_tower.start)
+  old = load_split(before)
+  known = load_features(before.data, old.train.user_ids, old.train.item_ids)
+  users, user_entries = _grow(known.users, found.users, 'user')
+  items, item_entries = _grow(known.items, found.items, 'item')
+  return SideInputs(users, items, new_items), Places(
+      find_places(old.train.item_ids, split.train.item_ids),
+      find_places(old.train.user_ids, split.train.user_ids),
+      item_entries, user_entries)
+
+
+def _grow(
+    known: Features | None, found: Features | None, role: str
+) -> tuple[np.ndarray | None, int]:
+  if (known is None) != (found is None):
+    raise ValueError(
+        f'data.{role}_features is {"missing" if found is None else "given"}, '
+        'which the run of two_tower.start has the other way round; towers '
+        'cannot be added or dropped: give the same sides.')
+  if known is None or found is None:
+    return None, 0
+  return extend(known, found, role)
+
+
+def read_config(folder: str) -> Config:
+  """The config of the run of two_tower.start.
+
+  Raises:
+    FileNotFoundError, ValueError: If there is none, or of another model.
+  """
+  file = pathlib.Path(folder).expanduser() / run_directory.CONFIG
+  if not file.is_file():
+    raise FileNotFoundError(
+        f'two_tower.start={folder!r} holds no {run_directory.CONFIG}; give the '
+        '--workdir of a run with model.name=two_tower.')
+  config = config_lib.from_dict(run_directory.read_json(file))
+  if config.model.name != 'two_tower':
+    raise ValueError(
+        f'two_tower.start={folder!r} is a run of model.name='
+        f'{config.model.name}; only a two_tower can grow.')
+  if config.two_tower.start:
+    raise ValueError(
+        f'two_tower.start={folder!r} is a run that grew itself, and its '
+        'entries are those of a third run; start from that one '
+        f'({config.two_tower.start!r}), or train anew.')
+  return config
+
+
+def grow_state(
+    config: Config, simulation: Simulation, best: Best, places: Places
+) -> State:
+  """A simulation's start, with everything that the trained model has.
+
+  Args:
+    config: The run that grows; two_tower.frozen is read: new clients then begin
+      with nothing of their own, for they will not train.
+    simulation: Its simulation.
+    best: The trained model.
+    places: Where its things are.
+
+  Raises:
+    ValueError: If the two models differ in more than what is new.
+  """
+  state = simulation.init()
+  server = jax.tree.map(np.asarray, state.server)
+  own = simulation.personal_by_client(state)
+  if config.two_tower.frozen:
+    own = jax.tree.map(
+        lambda x: x if is_known(x) else np.zeros_like(x), own,
+        is_leaf=is_known)
+  if not same_structure(own, best.personal):
+    raise ValueError(
+        'two_tower.start names a run whose clients keep other parameters; keep '
+        'two_tower.personal_vector as it was.')
+  # Features are those of this run: they may have new entries.
+  kept = jax.tree.map(
+      lambda now, before: now if is_known(now) else grow_rows(
+          before, now, places.users), own, best.personal, is_leaf=is_known)
+  return simulation.restore(
+      server._replace(
+          item_table=grow_rows(
+              best.item_table, server.item_table, places.items),
+          shared=grow_shared(best.shared, server.shared, places)),
+      kept)
