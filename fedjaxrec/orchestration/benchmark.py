@@ -284,6 +284,7 @@ def _raised_here(error: BaseException) -> bool:
 
 
 def _record(folder: pathlib.Path, status: str, error: Exception) -> None:
+  folder.mkdir(parents=True, exist_ok=True)
   run_directory.write_json(
       folder / benchmark_directory.FAILED,
       {'status': status, 'message': str(error)})

@@ -136,5 +136,6 @@ def popularity(lines: Sequence[Line], dataset: str) -> Figure | None:
           'hovertemplate': '%{y}, quintile %{x}: %{z:.4f}<extra></extra>'}],
       'layout': {
           'title': {'text': 'Recall@10 by popularity of the test item'},
+          'xaxis': {'type': 'category', 'showgrid': False},
           'yaxis': {'type': 'category', 'ticksuffix': '  '}},
   }

@@ -81,22 +81,38 @@ def _dataset(
     return plot(plots, f'{what}-{index}', figure,
                 'No run with these numbers is done yet.', height=high)
 
-  charts = ''.join((
+  charts = (
       place('full', draw.by_method(
-          lines, name, FULL, MAIN, 'NDCG@10, full ranking'), height),
-      place('sampled', draw.by_method(
-          lines, name, SAMPLED, MAIN, 'NDCG@10, 99 sampled'), height)))
+          lines, name, FULL, MAIN, 'NDCG@10, full ranking'), height)
+      + place('sampled', draw.by_method(
+          lines, name, SAMPLED, MAIN, 'NDCG@10, 99 sampled'), height)
+      + place('popularity', draw.popularity(lines, name), height))
   costs = ''.join(
       place(cost, draw.against_cost(lines, name, cost), 420)
       for cost in ('wall_s', 'bytes'))
   return section(
       name, f'<p>{escape(benchmark_table.caption(lines, name))}</p>\n',
-      render_table(head, rows), f'<div class="grid">\n{charts}</div>\n',
-      place('popularity', draw.popularity(lines, name), height),
-      f'<div class="grid">\n{costs}</div>\n') + section(
+      _column(_part(head, rows, benchmark_table.RESULTS)
+              + _part(head, rows, benchmark_table.REACH) + charts + costs)
+  ) + section(
           f'{name}: controls',
           f'<p>{escape(benchmark_table.CONTROLS_CAPTION)}</p>\n',
           render_table(control_head, controls))
+
+
+def _column(cards: str) -> str:
+  """Cards one below another."""
+  return ('<div class="grid" style="grid-template-columns: minmax(0, 1fr)">\n'
+          f'{cards}</div>\n')
+
+
+def _part(
+    head: Sequence[str], rows: Sequence[Sequence[str]], wanted: Sequence[str]
+) -> str:
+  """Some columns of a table that would be too wide for a page."""
+  at = [head.index(name) for name in wanted]
+  return render_table([head[i] for i in at], [[row[i] for i in at]
+                                              for row in rows])
 
 
 def _notes(

@@ -29,9 +29,15 @@ _SHOWN = {
     'NDCG@10, 99 sampled': (SAMPLED, MAIN),
     'HR@10, 99 sampled': (SAMPLED, 'hit_rate@10')}
 _REACH = {
-    'worst activity decile': 'worst_decile_ndcg@10',
+    'worst decile': 'worst_decile_ndcg@10',
     'coverage@10': 'coverage@10', 'Gini@10': 'gini@10'}
 QUINTILES = 5
+_GAPS = ('gap to best central', 'gap to own central')
+_WHO = ('method', 'parameters')
+_ITEMS = tuple(f'quintile {n}' for n in range(1, QUINTILES + 1))
+# The columns of the table, in two parts for where it is too wide.
+RESULTS = (*_WHO, 'seeds', *_SHOWN, *_GAPS, 'wall_s', 'bytes')
+REACH = (*_WHO, *_REACH, *_ITEMS)
 
 
 class Row(NamedTuple):
@@ -212,10 +218,7 @@ def counterpart_of(lines: Sequence[Line], line: Line) -> Line | None:
 def cells(lines: Sequence[Line], dataset: str) -> list[list[str]]:
   """The head, and a row for each method of a data set; no controls."""
   best = best_reference(lines, dataset)
-  head = ['method', 'parameters', 'seeds', *_SHOWN,
-          'gap to the best centralised', 'gap to its own centralised', *_REACH,
-          *(f'item quintile {n}' for n in range(1, QUINTILES + 1)),
-          'wall_s', 'bytes']
+  head = [*_WHO, 'seeds', *_SHOWN, *_GAPS, *_REACH, *_ITEMS, 'wall_s', 'bytes']
   rows = [head]
   for line in lines:
     if line.dataset != dataset or line.is_control:
@@ -270,10 +273,10 @@ def caption(lines: Sequence[Line], dataset: str) -> str:
       'Test set; the full ranking but where 99 sampled is said. Mean over '
       'seeds ± half of the 95 % t interval over them: what another seed would '
       f'change, not other users. Gaps: NDCG@10 against {against}, and against '
-      'the same model trained where all the data lies. Worst activity decile: '
-      'its NDCG@10. Item quintiles: recall@10 of test items by popularity, 1 '
-      'the least popular. wall_s: a run with compilation and evaluation. bytes: '
-      'all that clients sent and received.')
+      'the same model trained where all the data lies. Worst decile: NDCG@10 '
+      'of the activity decile that is served worst. Quintiles: recall@10 of '
+      'test items by popularity, 1 the least popular. wall_s: a run with '
+      'compilation and evaluation. bytes: all that clients sent and received.')
 
 
 def failures(outcomes: Sequence[Outcome]) -> list[str]:
@@ -321,7 +324,7 @@ def print_results(
   lines = lines_of(outcomes)
   for dataset in dict.fromkeys(o.dataset for o in outcomes):
     head, *body = cells(lines, dataset)
-    wanted = [*range(3 + len(_SHOWN) + 1), len(head) - 2, len(head) - 1]
+    wanted = [head.index(name) for name in RESULTS]
     table = rich.table.Table(title=dataset, caption=caption(lines, dataset))
     for index in wanted:
       table.add_column(

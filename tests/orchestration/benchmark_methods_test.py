@@ -1,0 +1,162 @@
+"""What a benchmark compares: files of flags, checked before anything runs."""
+
+import pathlib
+import shutil
+
+import pytest
+from absl import flags
+
+from fedjaxrec import benchmark_cli
+from fedjaxrec.config.references import REFERENCES
+from fedjaxrec.orchestration import benchmark_methods as methods_lib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FOLDER = ROOT / 'scripts' / 'benchmark'
+PRESETS = methods_lib.open_presets('scripts/benchmark')
+FILES = sorted(FOLDER.glob('*/*.flags'))
+
+
+def overrides(*arguments):
+  values = flags.FlagValues()
+  benchmark_cli.define(values)
+  values(['', *arguments])
+  return values
+
+
+def dataset(name='movielens-100k', presets=PRESETS, given=()):
+  return methods_lib.read_dataset(presets, name, overrides(*given))
+
+
+def method(name, presets=PRESETS, given=(), data=None):
+  return methods_lib.read_method(
+      presets, data or dataset(presets=presets), name, overrides(*given))
+
+
+@pytest.fixture
+def presets(tmp_path):
+  shutil.copytree(FOLDER, tmp_path / 'presets')
+  return methods_lib.open_presets(str(tmp_path / 'presets'))
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: f'{path.parent.name}-'
+                         f'{path.stem}')
+def test_a_stored_method_says_what_it_is_reads_and_can_be_tuned(path):
+  assert path.read_text().startswith('# ')
+  name = 'movielens-100k' if path.parent.name == 'default' else path.parent.name
+  data = dataset(name)
+  read = method(path.stem, data=data)
+  assert read.path == path or path.parent.name == 'default'
+  assert read.config.data.source == data.config.data.source
+  assert not read.config.objective.leaks
+  assert read.counterpart in ('', *PRESETS.methods(data))
+  axes = methods_lib.read_space(PRESETS, read)
+  for axis in axes:
+    for setting in axis.settings[:1]:
+      read.with_values(dict(zip(axis.fields, setting)))
+
+
+def test_all_references_are_compared_and_the_line_of_a_method_is_used():
+  data = dataset()
+  found = [method(name, data=data) for name in PRESETS.methods(data)]
+  assert {m.reference for m in found} - {''} == set(REFERENCES)
+  lines = (FOLDER / methods_lib.SPACE).read_text().splitlines()
+  named = [line.partition(':')[0] for line in lines if line[0] != '#']
+  assert sorted(named) == sorted(PRESETS.methods(data))
+
+
+def test_a_new_method_is_one_file(presets):
+  (presets.folder / 'default' / 'mine.flags').write_text(
+      '# Mine.\n--algorithm.name=fedavg\n--rounds=7\n')
+  read = method('mine', presets)
+  assert read.config.rounds == 7 and not read.reference
+  assert read.config.evaluation.protocol == 'full'
+
+
+def test_a_data_set_has_settings_of_its_own_before_the_default(presets):
+  (presets.folder / 'ncf').mkdir(exist_ok=True)
+  (presets.folder / 'ncf' / 'ease.flags').write_text(
+      '--benchmark.reference=ease\n--ease.l2=1234\n')
+  assert method('ease', presets).settings.ease.l2 != 1234
+  own = method('ease', presets, data=dataset('ncf', presets))
+  assert own.settings.ease.l2 == 1234
+  assert own.config.split.name == 'published'
+
+
+def test_a_csv_of_ones_own_is_a_data_set(tmp_path):
+  data = dataset(f'csv:{tmp_path}/mine.csv', given=[
+      '--data.user_column=u', '--split.name=user_ratio'])
+  assert data.name == 'csv:mine.csv'
+  assert data.config.data.user_column == 'u'
+  read = method('fedavg', data=data, given=['--data.user_column=u'])
+  assert read.config.data.source == f'csv:{tmp_path}/mine.csv'
+
+
+def test_the_command_line_comes_last_and_changes_references_where_it_can():
+  given = ['--rounds=3', '--evaluation.ks=10']
+  assert method('fedavg', given=given).config.rounds == 3
+  data = dataset(given=given)
+  assert method('ease', data=data).config.evaluation.ks == (10,)
+
+
+def test_fields_are_all_that_results_depend_on():
+  one = method('fedavg')
+  assert one.fields() == method('fedavg', given=[
+      '--data.path=/a', '--engine.block_size=4']).fields()
+  assert one.fields() != one.with_seed(1).fields()
+  assert one.fields() != one.with_values({'client.epochs': 9}).fields()
+  ease = method('ease')
+  assert ease.fields()['ease.l2'] == ease.settings.ease.l2
+  assert ease.fields() != ease.with_values({'ease.l2': 7.0}).fields()
+  # What a reference does not read is no part of it.
+  assert not [name for name in ease.fields() if name.startswith('client.')]
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('--client.learning_rat=3\n', 'Did you mean --client.learning_rate'),
+    ('--rounds=x\n', 'not a whole number'), ('--rounds=0\n', 'rounds=0'),
+    ('rounds=3\n', "'rounds=3' is no flag"),
+    ('--benchmark.reference=magic\n', "benchmark.reference='magic'"),
+    ('--benchmark.reference=ease\n--client.epochs=2\n', 'client.epochs'),
+    ('--benchmark.reference=ease\n--ease.l2=-1\n', 'ease.l2=-1')])
+def test_a_wrong_file_is_named_with_what_is_wrong(presets, text, message):
+  path = presets.folder / 'default' / 'mine.flags'
+  path.write_text(text)
+  with pytest.raises(ValueError) as error:
+    method('mine', presets)
+  assert str(path) in str(error.value) and message in str(error.value)
+
+
+def test_an_unknown_method_is_told_the_known():
+  with pytest.raises(ValueError, match='Did you mean fedavg') as error:
+    method('fedavgg')
+  assert 'ease' in str(error.value) and 'mine' not in str(error.value)
+
+
+@pytest.mark.parametrize(('name', 'given', 'message'), [
+    ('movielens', (), 'movielens-100k'), ('none.flags', (), 'no such file'),
+    ('movielens-100k', ('--split.name=user_holdout',), 'user_holdout')])
+def test_an_unknown_data_set_is_refused(name, given, message):
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    dataset(name, given=given)
+
+
+def test_a_folder_without_methods_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match='benchmark.presets'):
+    methods_lib.open_presets(str(tmp_path))
+
+
+@pytest.mark.parametrize(('line', 'message'), [
+    ('', 'no line for fedavg'), ('fedavg: nothing=3', "fedavg: 'nothing'"),
+    ('fedavg: rounds=1,x', 'not a whole number')])
+def test_a_wrong_search_space_is_refused(presets, line, message):
+  (presets.folder / methods_lib.SPACE).write_text(line + '\n')
+  with pytest.raises(ValueError, match=message):
+    methods_lib.read_space(presets, method('fedavg', presets))
+
+
+@pytest.mark.parametrize('names', [['sampled-99'], ['full', 'x'], []])
+def test_other_protocols_are_refused(names):
+  with pytest.raises(ValueError, match='benchmark.protocols'):
+    methods_lib.parse_protocols(names)
+  assert methods_lib.parse_protocols(['sampled-99', 'full']) == (
+      'full', 'sampled-99')
