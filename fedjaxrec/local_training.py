@@ -111,6 +111,7 @@ def make_local_training(
     numbered: bool = False,
     penalty: Callable[..., jax.Array] | None = None,
     score_batch: Callable[..., jax.Array] | None = None,
+    corrected: bool = False,
 ) -> Callable:
   """Builds train(view, examples, num_examples), for a block of clients.
 
@@ -152,6 +153,9 @@ def make_local_training(
       for a model in which slots of a batch read each other; leaves of rows are
       [batch, 1 + num_negatives, ...]. Batches are then not cut into tiles.
       None: `score` of each slot by itself.
+    corrected: train takes a fourth argument, the pair (item rows, shared) of
+      leaves as in View, which every step adds to its gradient; zeros in unused
+      slots. A step then costs the whole local table.
 
   Returns:
     train(view, examples, num_examples) -> (Contribution, personal); leaves of
@@ -165,7 +169,8 @@ def make_local_training(
   """
   has_state = bool(jax.tree.leaves(
       jax.eval_shape(item_optimizer.init, jnp.zeros(1))))
-  touched_only = (lazy_items or not has_state) and is_off(proximal_mu)
+  touched_only = ((lazy_items or not has_state) and is_off(proximal_mu)
+                  and not corrected)
   # Each slot is read once: its row then makes room for its delta, in place.
   in_place = touched_only and epochs == 1 and not steps
 
@@ -200,7 +205,8 @@ def make_local_training(
   update_item = jax.vmap(item_optimizer.update)
   update_dense = jax.vmap(dense_optimizer.update)
 
-  def train(view: View, examples: Examples, num_examples: jax.Array):
+  def train(view: View, examples: Examples, num_examples: jax.Array,
+            correction: tuple[PyTree, PyTree] | None = None):
     block, capacity = examples.labels.shape
     size = min(batch_size, capacity)
     if capacity % size:
@@ -265,6 +271,8 @@ def make_local_training(
           item_delta = paste(item_delta, update, begin)
         else:
           full = optax.tree.scale(proximal_mu, item_delta)
+          if correction is not None:
+            full = optax.tree.add(full, correction[0])
           full = paste(
               full, optax.tree.add(cut(full, begin), row_gradient), begin)
           update, state = update_item(
@@ -288,6 +296,9 @@ def make_local_training(
         pull = optax.tree.sub(carry.dense[1], view.shared)
         dense_gradient = (dense_gradient[0], optax.tree.add_scale(
             dense_gradient[1], proximal_mu, pull))
+      if correction is not None:
+        dense_gradient = (dense_gradient[0], optax.tree.add(
+            dense_gradient[1], correction[1]))
       update, dense_state = update_dense(
           dense_gradient, carry.dense_state, carry.dense)
       dense = optax.apply_updates(carry.dense, scale(update))

@@ -191,8 +191,11 @@ class Client(NamedTuple):
 def train_client(table, shared, personal, rows, labels, *, objective='bce',
                  l2=0.0, optimizer='sgd', item_optimizer='', learning_rate=0.1,
                  item_learning_rate=0.1, momentum=0.9, epochs=1, steps=0,
-                 batch_size=64, proximal_mu=0.0, learning_rate_scale=1.0):
+                 batch_size=64, proximal_mu=0.0, learning_rate_scale=1.0,
+                 control_variates=False):
   """Trains one client on a copy of everything; returns (Client, personal).
+
+  Control variates have an oracle of their own.
 
   Args:
     rows: int [interactions, 1 + num_negatives], in training order.
@@ -200,6 +203,7 @@ def train_client(table, shared, personal, rows, labels, *, objective='bce',
     steps: Gradient steps; 0: epochs passes over the batches.
     Others: as in ClientConfig and ObjectiveConfig.
   """
+  assert not control_variates
   start_table, start_shared = table, shared
   states = [init_optimizer(tree) for tree in (table, shared, personal)]
   batches = [slice(start, start + batch_size)

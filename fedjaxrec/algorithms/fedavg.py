@@ -1,11 +1,14 @@
 """FedAvg and its relatives: local training, then the server moves by the mean.
 
-FedProx is `client.proximal_mu`; FedAvgM, FedAdagrad, FedAdam and FedYogi are
+FedProx is `client.proximal_mu`; SCAFFOLD is `client.control_variates`; FedNova
+is `cohort.normalization`; FedAvgM, FedAdagrad, FedAdam and FedYogi are
 `server.optimizer`.
 """
 
 import optax
 
+from fedjaxrec.algorithms.fednova import normalize_steps
+from fedjaxrec.algorithms.scaffold import add_control_variates
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.examples import draw_examples, leave_out
@@ -36,8 +39,8 @@ def make_fedavg(
   table and the shared parameters, down; their deltas, up.
 
   Args:
-    config: The whole config; objective, client, server and cohort.weighting
-      are read.
+    config: The whole config; objective, client, server, cohort.weighting and
+      cohort.normalization are read.
     recommender: The model.
     num_items: Items in the catalogue.
     server_transform: Transform of the raw sum; None for none.
@@ -55,7 +58,8 @@ def make_fedavg(
       batch_size=client.batch_size, epochs=client.epochs, steps=client.steps,
       l2=objective.l2, proximal_mu=client.proximal_mu,
       lazy_items=stands_still(client), tile_size=choose_tile(client.batch_size),
-      numbered=recommender.numbered, penalty=recommender.penalty)
+      numbered=recommender.numbered, penalty=recommender.penalty,
+      corrected=client.control_variates)
 
   def draw(c, key):
     examples = draw_examples(c, key, num_items, objective.drawn_negatives)
@@ -76,7 +80,7 @@ def make_fedavg(
       transform=server_transform, expected_cohort=expected_cohort,
       table_dtype=config.model.table_dtype,
       count_floor=count_floor(config, expected_cohort))
-  return Algorithm(
+  algorithm = Algorithm(
       init_server=lambda key: steps.init(*recommender.init_server(key)),
       init_personal=recommender.init_personal,
       draw=draw,
@@ -86,3 +90,8 @@ def make_fedavg(
           client.schedule, client.final_fraction, config.rounds),
       weight_by_examples=config.cohort.weighting == 'examples',
       score=recommender.score, numbered=recommender.numbered)
+  if config.cohort.normalization == 'local_steps':
+    return normalize_steps(config, algorithm)
+  if client.control_variates:
+    return add_control_variates(config, algorithm, train)
+  return algorithm

@@ -80,7 +80,7 @@ def gramian(table: jax.Array) -> jax.Array:
   return jnp.matmul(table.T, table, precision=_EXACT)
 
 
-def _inverse(matrices: jax.Array) -> jax.Array:
+def invert_small(matrices: jax.Array) -> jax.Array:
   """Inverses of small positive definite matrices, by Gauss and Jordan."""
   size = matrices.shape[-1]
 
@@ -117,7 +117,7 @@ def solve(matrices: jax.Array, vectors: jax.Array) -> jax.Array:
   done = []
   rest, right = matrices, vectors[..., None]
   while rest.shape[-1] > 0:
-    inverse = _inverse(rest[:, :size, :size])
+    inverse = invert_small(rest[:, :size, :size])
     across = rest[:, :size, size:]  # [n, size, what is left]
     ways = jnp.matmul(
         inverse, jnp.concatenate([across, right[:, :size]], -1),

@@ -11,6 +11,7 @@ from fedjaxrec.algorithms.ditto import make_ditto
 from fedjaxrec.algorithms.dpals import make_dpals
 from fedjaxrec.algorithms.fcf import make_fcf
 from fedjaxrec.algorithms.fedavg import make_fedavg
+from fedjaxrec.algorithms.fedease import make_fedease
 from fedjaxrec.algorithms.fedmf import make_fedmf
 from fedjaxrec.algorithms.fedper import make_fedper, make_fedrep
 from fedjaxrec.algorithms.fedpergnn import make_fedpergnn
@@ -30,6 +31,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     'dpals': make_dpals,
     'fcf': make_fcf,
     'fedmf': make_fedmf,
+    'fedease': make_fedease,
     'sequential': make_sequential,
     'pfedrec': make_pfedrec,
     'gpfedrec': make_gpfedrec,

@@ -11,6 +11,7 @@ from fedjaxrec.config.algorithms import (
     SAMPLINGS,
     DPALSConfig,
     FCFConfig,
+    FedEASEConfig,
     FedMFConfig,
     IALSConfig,
 )
@@ -95,7 +96,7 @@ from fedjaxrec.config.two_tower import TWO_TOWER_ALGORITHMS, TwoTowerConfig
 
 __all__ = [
     'FACTORISATIONS', 'SAMPLINGS', 'DPALSConfig', 'FCFConfig', 'IALSConfig',
-    'FedMFConfig',
+    'FedEASEConfig', 'FedMFConfig',
     'AGGREGATORS', 'CoFedRecConfig', 'FedPerGNNConfig',
     'DISTRIBUTED_NOISE', 'LEVELS', 'ROW_SECRECY', 'SecureConfig', 'TRANSPORTS',
     'NEGATIVE_POOLS', 'PERSONALISED', 'SIMILARITIES', 'APFLConfig',

@@ -1,6 +1,7 @@
 """Algorithms that are not gradient steps on a loss: their own settings."""
 
 import dataclasses
+from typing import Any
 
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
@@ -120,3 +121,92 @@ class FedMFConfig:
     above('fedmf.learning_rate', self.learning_rate, 0)
     at_least('fedmf.user_regularization', self.user_regularization, 0)
     at_least('fedmf.item_regularization', self.item_regularization, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FedEASEConfig:
+  """Federated EASE: a linear item-item model from one round of sums.
+
+  Attributes:
+    l2: Ridge penalty.
+    window: Two items of a client count together by exp(-distance / window),
+      distance being how many of its interactions lie between; 0: all count
+      alike, as in the paper. Needs timestamps.
+    recency: To recommend, a client's item weighs floor + (1 - floor)
+      exp(-age / recency), age being how many of its interactions are later; 0:
+      all weigh alike, as in the paper. Needs timestamps.
+    floor: What an old item still weighs with recency, from 0 to 1.
+  """
+  l2: float = 100.0
+  window: float = 0.0
+  recency: float = 0.0
+  floor: float = 0.0
+
+  def __post_init__(self):
+    check_types(self, 'fedease')
+    above('fedease.l2', self.l2, 0)
+    at_least('fedease.window', self.window, 0)
+    at_least('fedease.recency', self.recency, 0)
+    if not 0 <= self.floor <= 1:
+      raise ValueError(
+          f'fedease.floor={self.floor} must lie in [0, 1]: it is what an old '
+          'item weighs beside a new one.')
+    if self.floor and not self.recency:
+      raise ValueError(
+          f'fedease.floor={self.floor} with fedease.recency=0, by which all '
+          'items weigh alike; give a recency, or floor=0.')
+
+  @property
+  def reads_order(self) -> bool:
+    """Whether it makes a difference in which order interactions came."""
+    return self.window > 0 or self.recency > 0
+
+
+def check_fedease(config: Any) -> None:
+  """Refuses what federated EASE cannot be combined with.
+
+  Args:
+    config: The whole config.
+
+  Raises:
+    ValueError: With the way out.
+  """
+  if config.algorithm.name != 'fedease':
+    return
+  if config.model.name != 'mf':
+    raise ValueError(
+        f'algorithm.name=fedease with model.name={config.model.name}: its '
+        'model is a matrix of items by items, and no other; leave '
+        'model.name=mf, whose vectors it does not use, or choose '
+        'algorithm.name=fedavg.')
+  if config.rounds != 1 or config.cohort.size:
+    raise ValueError(
+        f'algorithm.name=fedease with rounds={config.rounds} and cohort.size='
+        f'{config.cohort.size}: its sums do not depend on a model, so that one '
+        'round of all clients says everything; use --rounds=1 '
+        '--cohort.size=0.')
+  if config.cohort.weighting != 'equal':
+    raise ValueError(
+        f'algorithm.name=fedease with cohort.weighting='
+        f'{config.cohort.weighting}: its sums count every client once; use '
+        'cohort.weighting=equal.')
+  if config.objective.name == 'squared_error':
+    raise ValueError(
+        'algorithm.name=fedease with objective.name=squared_error: it ranks, '
+        'and predicts no ratings; use objective.name=bce, which it does not '
+        'read, or algorithm.name=fedmf.')
+  if config.model.table_dtype != 'float32':
+    raise ValueError(
+        f'algorithm.name=fedease with model.table_dtype='
+        f'{config.model.table_dtype}: a solution is not an average of small '
+        'steps, and its rounding would not average out; use float32.')
+  for section, is_on in (
+      ('privacy', config.privacy.enabled or config.privacy.clips),
+      ('compression', config.compression.is_on),
+      ('secure', config.secure.is_on)):
+    if is_on:
+      raise ValueError(
+          f'algorithm.name=fedease with a section {section} that is on: what '
+          'its clients send are no deltas, and a chain made for deltas would '
+          'bend the sums that it solves with; switch it off, or use '
+          'algorithm.name=dpals for privacy, fedavg for the others.')

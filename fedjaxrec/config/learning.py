@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from fedjaxrec.config.corrections import NORMALIZATIONS
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
 # Models whose user is the encoding of a sequence; for sequential alone.
@@ -16,7 +17,7 @@ LEAKY_ALGORITHMS = ('pfedrec', 'gpfedrec', 'cofedrec')
 NEGATIVE_POOLS = ('unseen', 'pfedrec-leaky')
 TABLE_DTYPES = ('float32', 'bfloat16')
 ALGORITHMS = ('fedavg', 'ials', 'dpals', 'fcf', 'fedmf',
-              'sequential', *PERSONALISED)
+              'fedease', 'sequential', *PERSONALISED)
 OBJECTIVES = ('bce', 'bpr', 'bpr_max', 'squared_error')
 OPTIMIZERS = ('sgd', 'momentum', 'adagrad', 'adam', 'yogi')
 ITEM_OPTIMIZERS = ('', *OPTIMIZERS, 'rowwise_adagrad')
@@ -85,7 +86,8 @@ class AlgorithmConfig:
     name: fedavg (local training, then the server moves by the deltas), ials
       (exact alternating least squares), dpals (the same with central privacy)
       fcf (the gradient of the whole item table), fedmf (gradients of
-      explicit ratings) or sequential (FedAvg on clients' own sequences, for
+      explicit ratings), fedease (a linear item-item model from one round of
+      sums) or sequential (FedAvg on clients' own sequences, for
       model.name=sasrec and gru4rec); or personalised: pfedrec
       (own score layer and view of the items), gpfedrec (the same, with a graph
       of the clients at the server), fedrap (own and shared rows add up),
@@ -173,6 +175,10 @@ class ClientConfig:
     steps: Gradient steps in a round; 0: as many as `epochs` asks for.
     batch_size: Interactions in a batch; their negatives come on top.
     proximal_mu: FedProx's mu; 0 switches the proximal term off.
+    control_variates: SCAFFOLD: a client's steps are corrected by what its own
+      gradients were the last time, against what everybody's were. Sends twice
+      as much, and keeps an item table a client
+      (personalization.table_limit_gib). Plain sgd on clients only.
     schedule: How the learning rates change over the rounds: constant, cosine or
       exponential.
     final_fraction: Learning rate at the last round over the first's.
@@ -186,6 +192,7 @@ class ClientConfig:
   steps: int = 0
   batch_size: int = 64
   proximal_mu: float = 0.0
+  control_variates: bool = False
   schedule: str = 'cosine'
   final_fraction: float = 0.1
 
@@ -276,6 +283,9 @@ class CohortConfig:
       truncated.
     weights_path: Weighted only: a .npy file with one weight a client.
     weighting: A delta's weight in the mean: equal, or its number of examples.
+    normalization: local_steps (FedNova): a delta is divided by how far the
+      client's steps reach, and the mean is walked as far as the cohort's do on
+      average, so that who takes more steps does not count for more; or none.
   """
   size: int = 150
   sampler: str = 'uniform'
@@ -283,6 +293,7 @@ class CohortConfig:
   cap: int = 0
   weights_path: str = ''
   weighting: str = 'equal'
+  normalization: str = 'none'
 
   def __post_init__(self):
     check_types(self, 'cohort')
@@ -290,6 +301,7 @@ class CohortConfig:
     at_least('cohort.cap', self.cap, 0)
     one_of('cohort.sampler', self.sampler, SAMPLERS)
     one_of('cohort.weighting', self.weighting, WEIGHTINGS)
+    one_of('cohort.normalization', self.normalization, NORMALIZATIONS)
     if self.cap and self.cap < self.size:
       raise ValueError(
           f'cohort.cap={self.cap} is below cohort.size={self.size}: more than '

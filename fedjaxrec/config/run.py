@@ -7,10 +7,13 @@ from fedjaxrec.config.algorithms import (
   FACTORISATIONS,
   DPALSConfig,
   FCFConfig,
+  FedEASEConfig,
   FedMFConfig,
   IALSConfig,
+  check_fedease,
 )
 from fedjaxrec.config.compression import CompressionConfig
+from fedjaxrec.config.corrections import check_corrections
 from fedjaxrec.config.data import (
   PUBLISHED_SPLITS,
   DataConfig,
@@ -212,6 +215,7 @@ class Config:
     dpals: What algorithm.name=dpals adds.
     fcf: Settings of algorithm.name=fcf.
     fedmf: Settings of algorithm.name=fedmf.
+    fedease: Settings of algorithm.name=fedease.
     personalization: What clients keep beside the model.
     pfedrec: Settings of algorithm.name=pfedrec.
     gpfedrec: Settings of algorithm.name=gpfedrec.
@@ -246,6 +250,7 @@ class Config:
   dpals: DPALSConfig = DPALSConfig()
   fcf: FCFConfig = FCFConfig()
   fedmf: FedMFConfig = FedMFConfig()
+  fedease: FedEASEConfig = FedEASEConfig()
   personalization: PersonalizationConfig = PersonalizationConfig()
   pfedrec: PFedRecConfig = PFedRecConfig()
   gpfedrec: GPFedRecConfig = GPFedRecConfig()
@@ -280,6 +285,8 @@ class Config:
           'every row would move by its deltas times the numbers of examples; '
           'use row_normalization=mean, or weighting=equal.')
     check_secure(self)
+    check_corrections(self)
+    check_fedease(self)
     self._check_factorisation()
     self._check_sequences()
     check_side_features(self)

@@ -12,6 +12,7 @@ SECTIONS = {
   'dpals': 'What private alternating least squares adds',
   'fcf': 'Federated collaborative filtering: --algorithm.name=fcf',
   'fedmf': 'Gradients of explicit ratings: --algorithm.name=fedmf',
+  'fedease': 'Federated EASE, an item-item model: --algorithm.name=fedease',
   'personalization': 'What clients keep beside the model',
   'pfedrec': 'PFedRec: --algorithm.name=pfedrec',
   'gpfedrec': 'GPFedRec: --algorithm.name=gpfedrec',

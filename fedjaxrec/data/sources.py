@@ -61,10 +61,20 @@ def require_times(config: config_lib.Config, split: splits.Split) -> None:
   """Refuses sequences of a source that does not know the order of time.
 
   Raises:
-    ValueError: For algorithm.name=sequential without timestamps.
+    ValueError: For algorithm.name=sequential, or fedease with a window or
+      recency, without timestamps.
   """
-  if (config.algorithm.name == 'sequential'
-      and not split.train.has_timestamps):
+  if split.train.has_timestamps:
+    return
+  if config.algorithm.name == 'fedease' and config.fedease.reads_order:
+    raise ValueError(
+        f'fedease.window={config.fedease.window} and fedease.recency='
+        f'{config.fedease.recency} with data.source={config.data.source}: '
+        'they read the order of interactions, and this source has no times '
+        'that can be trusted (has_timestamps=False); use a source with times '
+        '(a MovieLens set, or a table with --data.timestamp_column), or 0 for '
+        'both.')
+  if config.algorithm.name == 'sequential':
     raise ValueError(
         f'algorithm.name=sequential with data.source={config.data.source}: '
         'sequences need the time of every interaction, and this source has '

@@ -74,6 +74,9 @@ def describe_communication(
         lambda: algorithm.init_server(jax.random.key(0)))
     upload = jax.eval_shape(algorithm.empty_contribution, state)
     shared = jax.eval_shape(algorithm.broadcast, state)
+  if algorithm is not None and algorithm.traffic is not None:
+    server = jax.eval_shape(algorithm.init_server, jax.random.key(0))
+    (item_table, shared), upload = jax.eval_shape(algorithm.traffic, server)
   sampler, _ = build_sampler(config.cohort, counts, config.seed)
   participations = np.zeros(split.num_users, np.int64)
   for r in range(config.rounds):
