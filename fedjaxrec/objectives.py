@@ -71,6 +71,28 @@ def bpr_max(
   return loss.sum(), counts.sum()
 
 
+def sampled_softmax(
+    scores: jax.Array, labels: jax.Array, used: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """-log softmax of the interaction among itself and its negatives; mean.
+
+  Negatives are uniform over the catalogue, so the correction by the log of
+  their probability is the same for all and falls out. A client's other
+  interactions are no negatives: within one user's data they are positives.
+  Interactions without a negative do not count.
+
+  References:
+    Jean et al., 2015, `On Using Very Large Target Vocabulary
+    <https://arxiv.org/abs/1412.2007>`_.
+  """
+  del labels
+  counts = used[:, 0] & used[:, 1:].any(-1)
+  # Finite, so that a place without anything has no NaN.
+  masked = jnp.where(used, scores, -1e9)
+  loss = jax.nn.logsumexp(masked, -1) - masked[:, 0]
+  return jnp.where(counts, loss, 0.0).sum(), counts.sum()
+
+
 def squared_error(
     scores: jax.Array, labels: jax.Array, used: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -83,5 +105,6 @@ OBJECTIVES: dict[str, Objective] = {
     'bce': binary_cross_entropy,
     'bpr': bayesian_personalized_ranking,
     'bpr_max': bpr_max,
+    'softmax': sampled_softmax,
     'squared_error': squared_error,
 }

@@ -89,6 +89,13 @@ def loss_and_slopes(objective, scores, labels, used):
         slopes[b, 0] -= 1 - wins
         slopes[b, k] += 1 - wins
         count += 1
+      elif objective == 'softmax' and k == 0 and used[b, 1:].any():
+        there = np.flatnonzero(used[b])
+        share = np.exp(scores[b, there]) / np.exp(scores[b, there]).sum()
+        loss -= math.log(share[0])
+        slopes[b, there] += share
+        slopes[b, 0] -= 1
+        count += 1
       elif objective == 'squared_error' and k == 0:
         loss += (s - labels[b])**2
         slopes[b, k] += 2 * (s - labels[b])

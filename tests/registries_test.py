@@ -3,9 +3,9 @@
 import pytest
 
 from fedjaxrec import config
-from fedjaxrec.algorithms.registry import ALGORITHMS
+from fedjaxrec.algorithms.registry import ALGORITHMS, build_algorithm
 from fedjaxrec.data import sources
-from fedjaxrec.models.registry import MODELS
+from fedjaxrec.models.registry import MODELS, build_recommender
 from fedjaxrec.objectives import OBJECTIVES
 from fedjaxrec.optimizers import build_optimizer
 
@@ -17,6 +17,29 @@ from fedjaxrec.optimizers import build_optimizer
 ])
 def test_a_table_and_its_names_agree(table, names):
   assert set(table) == set(names)
+
+
+def _build(name, **client):
+  return build_algorithm(
+      config.Config(
+          algorithm=config.AlgorithmConfig(name=name),
+          client=config.ClientConfig(**client),
+          model=config.ModelConfig(
+              name='sasrec' if name == 'sequential' else 'mf'),
+          objective=config.ObjectiveConfig(name='bce')),
+      build_recommender(config.ModelConfig(
+          name='sasrec' if name == 'sequential' else 'mf'), 12), 12)
+
+
+@pytest.mark.parametrize('name', ['ials', 'fcf', 'fedmf', 'fedrep', 'ditto'])
+def test_who_reads_no_item_optimizer_refuses_it(name):
+  with pytest.raises(ValueError, match='client.item_optimizer=adagrad with'):
+    _build(name, item_optimizer='adagrad')
+
+
+@pytest.mark.parametrize('name', ['fedavg', 'fedper', 'sequential'])
+def test_who_reads_an_item_optimizer_takes_it(name):
+  assert _build(name, item_optimizer='adagrad').client_update
 
 
 def test_every_source_has_a_loader():

@@ -22,7 +22,7 @@ from fedjaxrec.algorithms.ials import make_ials
 from fedjaxrec.algorithms.pfedrec import make_pfedrec
 from fedjaxrec.algorithms.sequential import make_sequential
 from fedjaxrec.blocks import Algorithm
-from fedjaxrec.config import Config
+from fedjaxrec.config import FACTORISATIONS, Config
 from fedjaxrec.models.recommender import Recommender
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
@@ -56,6 +56,16 @@ def build_algorithm(
     recommender: The model.
     num_items: Items in the catalogue.
     **server: server_transform and expected_cohort, see `make_server`.
+
+  Raises:
+    ValueError: For client.item_optimizer where no client would read it; the
+      others of plain steps refuse it themselves.
   """
+  if config.client.item_optimizer and config.algorithm.name in FACTORISATIONS:
+    raise ValueError(
+        f'client.item_optimizer={config.client.item_optimizer} with '
+        f'algorithm.name={config.algorithm.name}, whose clients take no '
+        'gradient steps on item rows; leave it empty, or use '
+        'algorithm.name=fedavg.')
   return ALGORITHMS[config.algorithm.name](
       config, recommender, num_items, **server)

@@ -18,7 +18,7 @@ NEGATIVE_POOLS = ('unseen', 'pfedrec-leaky')
 TABLE_DTYPES = ('float32', 'bfloat16')
 ALGORITHMS = ('fedavg', 'ials', 'dpals', 'fcf', 'fedmf',
               'fedease', 'sequential', *PERSONALISED)
-OBJECTIVES = ('bce', 'bpr', 'bpr_max', 'squared_error')
+OBJECTIVES = ('bce', 'bpr', 'bpr_max', 'softmax', 'squared_error')
 OPTIMIZERS = ('sgd', 'momentum', 'adagrad', 'adam', 'yogi')
 ITEM_OPTIMIZERS = ('', *OPTIMIZERS, 'rowwise_adagrad')
 ROW_NORMALIZATIONS = ('mean', 'sum', 'contributors')
@@ -109,7 +109,8 @@ class ObjectiveConfig:
   """What a client minimises.
 
   Attributes:
-    name: bce (pointwise, labels 1 and 0), bpr (pairwise), bpr_max (pairwise,
+    name: bce (pointwise, labels 1 and 0), bpr (pairwise), softmax (an
+      interaction among its negatives), bpr_max (pairwise,
       against the negatives that stand highest) or squared_error (explicit
       ratings, no negatives).
     num_negatives: Negatives drawn for each interaction, afresh each round,
