@@ -57,8 +57,6 @@ class Algorithm(NamedTuple):
       touches in a round; None: its items and their drawn negatives.
     is_encoded: Whether what a client keeps comes of `refit` alone, and rounds
       leave it as it is.
-    is_encoded: Whether what a client keeps comes of `refit` alone, and rounds
-      leave it as it is.
     traffic: ServerState -> (downloaded, uploaded), each (item leaves, whole
       leaves), of which shapes alone are read: what a message holds, where that
       is not what the cohort sums up to. None: it is.
@@ -86,7 +84,6 @@ class Algorithm(NamedTuple):
   ) = None
   refit: Callable[..., PyTree] | None = None
   touched_rows: Callable[[Any], Any] | None = None
-  is_encoded: bool = False
   is_encoded: bool = False
   traffic: Callable[[ServerState], tuple[PyTree, PyTree]] | None = None
   not_alone: str = ''

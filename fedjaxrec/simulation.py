@@ -261,7 +261,6 @@ def make_simulation(
     ValueError: If the cohort or the devices asked for are not there.
   """
   num_examples = np.diff(offsets)
-  labels = label_interactions(config, offsets, labels)
   num_clients = len(num_examples)
   labels = label_interactions(config, offsets, labels)
   sampler, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
