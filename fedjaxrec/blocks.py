@@ -178,10 +178,13 @@ def make_block_work(
       clients, keys, examples = read_block(capacity, members)
       members = locate(members)
       rows = examples.rows
+      downloaded = jax.tree.map(
+          lambda x: x.at[rows].get(mode='fill', fill_value=0).astype(
+              jnp.float32), start.item_table)
+      if uplink.downlink is not None:
+        downloaded = uplink.downlink(downloaded, rows.ndim)
       view = View(
-          jax.tree.map(
-              lambda x: x.at[rows].get(mode='fill', fill_value=0).astype(
-                  jnp.float32), start.item_table),
+          downloaded,
           jax.tree.map(
               lambda x: jnp.broadcast_to(x, (len(members), *x.shape)), whole),
           gather_personal(

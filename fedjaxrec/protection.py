@@ -24,7 +24,10 @@ from fedjaxrec.transforms.correlated_noise import (
   add_correlated_noise,
 )
 from fedjaxrec.transforms.error_feedback import with_error_feedback
+from fedjaxrec.transforms.local_update import build_local_privacy
 from fedjaxrec.transforms.noise import add_gaussian_noise
+from fedjaxrec.transforms.parts import in_units_of, only_rows
+from fedjaxrec.transforms.quantize import round_rows
 from fedjaxrec.uplink import PLAIN, Codec, Uplink
 
 PyTree = Any
@@ -34,6 +37,7 @@ _RING_BITS = 16
 # Keeps the noise's keys apart from the other uses of the run's seed.
 _NOISE_STREAM = 0x4015E
 _COUNT_STREAM = 0xC0147
+_LOCAL_STREAM = 0x10CA1
 # What a run's releases do not depend on; the seed has a key of its own.
 _WITHOUT_EFFECT = {'seed', 'engine', 'parallel', 'checkpoint', 'evaluation',
                    'data.path', 'data.cache_dir'}
@@ -101,6 +105,12 @@ def build_protection(
         f'privacy.mechanism={privacy.mechanism!r} without a strategy: its '
         'matrix is optimised for the run, before a simulation is built; use '
         'fedjaxrec.train.')
+  if config.local_privacy.is_on:
+    return Protection(
+        Uplink(is_dense=True, downlink=_downlink(config),
+               transform=build_local_privacy(
+                   config.local_privacy, open_rows,
+                   noise_key(config, _LOCAL_STREAM))), None, None)
   adaptive = privacy.clipping == 'adaptive'
   server_chain = _server_chain(config, expected_cohort, open_rows, strategy)
   if privacy.release_counts:
@@ -120,10 +130,17 @@ def build_protection(
       is_dense=secure.on_host and secure.noise != 'none',
       codec=codec,
       open_rows=open_rows,
-      count_norm=privacy.count_clip_norm if privacy.release_counts else None)
+      count_norm=privacy.count_clip_norm if privacy.release_counts else None,
+      downlink=_downlink(config))
   return Protection(
       uplink, server_chain,
       float(expected_cohort) if privacy.enabled else None)
+
+
+def _downlink(config):
+  """How downloaded rows are rounded; None where they are not."""
+  bits = config.compression.downlink_bits
+  return (lambda rows, axes: round_rows(rows, axes, bits)) if bits else None
 
 
 def count_floor(config: Config, expected_cohort: float | None) -> Any:
@@ -281,7 +298,7 @@ def _server_chain(
   elif strategy is not None:
     norms = ((privacy.item_clip_norm, privacy.shared_clip_norm)
              if privacy.clips_groups else (privacy.l2_clip_norm,) * 2)
-    noise = _in_units_of(norms, add_correlated_noise(
+    noise = in_units_of(norms, add_correlated_noise(
         multiplier * (2**0.5 if privacy.clips_groups else 1), 1.0, strategy,
         key))
   elif privacy.clips_groups:
@@ -292,7 +309,7 @@ def _server_chain(
          multiplier * privacy.shared_clip_norm * factor), key)
   else:
     noise = add_gaussian_noise(multiplier * privacy.l2_clip_norm, key)
-  return noise if open_rows is None else _only_rows(noise, open_rows)
+  return noise if open_rows is None else only_rows(noise, open_rows)
 
 
 def _cohort_share(privacy, expected_cohort):
@@ -300,37 +317,6 @@ def _cohort_share(privacy, expected_cohort):
   if not privacy.deployment_cohort:
     return 1.0
   return expected_cohort / privacy.deployment_cohort
-
-
-def _in_units_of(norms, transform):
-  """Transforms a pair, each part in units of its own clip norm."""
-  def scaled(updates, power):
-    return tuple(
-        jax.tree.map(lambda x, n=norm: x * n**power, part)
-        for norm, part in zip(norms, updates))
-
-  def update(updates, state, params=None):
-    del params
-    new, state = transform.update(scaled(updates, -1), state)
-    return scaled(new, 1), state
-
-  return optax.GradientTransformation(
-      lambda params: transform.init(tuple(params)), update)
-
-
-def _only_rows(transform, open_rows):
-  """Keeps the closed rows of the sum as they are: zero, as nobody sent them."""
-  transform = optax.with_extra_args_support(transform)
-
-  def update(updates, state, params=None, **extra):
-    new, state = transform.update(updates, state, params, **extra)
-    table = jax.tree.map(
-        lambda x, old: jnp.where(
-            open_rows.reshape(-1, *[1] * (x.ndim - 1)), x, old),
-        new[0], updates[0])
-    return (table, new[1]), state
-
-  return optax.GradientTransformationExtraArgs(transform.init, update)
 
 
 def ring_clip_norm(config: Config) -> float:

@@ -206,8 +206,8 @@ def make_server(
         shared_opt_state=opt_state)
 
   def update(state: ServerState, total: Sum) -> ServerState:
-    sums, transform_state = (
-        total.item_table, total.shared), state.transform_state
+    sums: Any = (total.item_table, total.shared)
+    transform_state = state.transform_state
     row_weight = total.row_weight
     if transform is not None:
       sums, transform_state = transform.update(

@@ -274,7 +274,8 @@ def make_simulation(
   recommender = build_recommender(
       config.model, num_items, side and (config.two_tower, side))
   asked = (config.privacy.clips or config.compression.is_on
-           or config.secure.is_on)
+           or config.secure.is_on or config.local_privacy.is_on
+           or config.compression.downlink_bits > 0)
   if asked and not (client_transform or uplink or server_transform):
     protection = build_protection(
         config, float(config.cohort.size or (num_examples > 0).sum()),

@@ -112,7 +112,8 @@ def protect(
 ) -> dict[str, Any]:
   """What the sections privacy, compression and secure ask of `make_parts`."""
   if not (config.privacy.clips or config.compression.is_on
-          or config.secure.is_on):
+          or config.secure.is_on or config.local_privacy.is_on
+          or config.compression.downlink_bits):
     return {}
   expected = float(config.cohort.size or (num_examples > 0).sum())
   return build_protection(config, expected, max_cohort)._asdict()

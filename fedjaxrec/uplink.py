@@ -58,6 +58,8 @@ class Uplink(NamedTuple):
     codec: Sums as integers; None: sums of floats.
     open_rows: bool [num_items]: the rows that may travel; the others' deltas
       are dropped before the transform. None: all.
+    downlink: (item rows, leaves [B, *rows, ...], axes that count rows) -> the
+      rows as the clients get them. None: as the server has them.
     count_norm: L2 norm to which a client's 0/1 vector of touched rows is scaled
       down, where the server counts contributors. None: it is not bounded.
   """
@@ -72,6 +74,7 @@ class Uplink(NamedTuple):
   codec: Codec | None = None
   open_rows: jax.Array | None = None
   count_norm: float | None = None
+  downlink: Callable[[PyTree, int], PyTree] | None = None
 
   @property
   def is_plain(self) -> bool:

@@ -1,11 +1,14 @@
 """What travels between a client and the server, in bytes."""
 
-from fedjaxrec.communication.encoding import (
-    Layout,
+from fedjaxrec.communication.downloads import (
     decode_download,
-    decode_upload,
+    dense_upload_bytes,
     download_bytes,
     encode_download,
+)
+from fedjaxrec.communication.encoding import (
+    Layout,
+    decode_upload,
     encode_upload,
     wire_bytes,
 )
@@ -22,6 +25,7 @@ from fedjaxrec.communication.ledger import (
 __all__ = [
     'INDEX_BYTES', 'ClientBytes', 'Layout', 'bytes_by_client', 'bytes_by_round',
     'communication_summary', 'decode_download', 'decode_upload',
-    'download_bytes', 'encode_download', 'encode_upload', 'make_layout',
+    'dense_upload_bytes', 'download_bytes', 'encode_download',
+    'encode_upload', 'make_layout',
     'touched_rows', 'wire_bytes',
 ]

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjaxrec.communication.downloads import (
+    dense_upload_bytes,
+    download_bytes,
+)
 from fedjaxrec.communication.encoding import (
     INDEX_BYTES,
     Layout,
     Leaf,
-    download_bytes,
     wire_bytes,
 )
 from fedjaxrec.config.compression import CompressionConfig
@@ -84,7 +87,8 @@ def bytes_by_client(
       length depends on the data.
   """
   return ClientBytes(
-      wire_bytes(compression, rows, layout), download_bytes(rows, layout))
+      wire_bytes(compression, rows, layout),
+      download_bytes(rows, layout, compression.downlink_bits))
 
 
 def bytes_by_round(
@@ -109,6 +113,7 @@ def communication_summary(
     num_items: int,
     compression: CompressionConfig = _PLAIN,
     upload: tuple[Any, Any] | None = None,
+    dense_rows: int = 0,
 ) -> dict[str, float]:
   """Returns the byte counts of a run, as summary.json has them.
 
@@ -121,11 +126,13 @@ def communication_summary(
     compression: The clients' chain.
     upload: (item leaves, whole leaves) of an upload, where it is not deltas of
       the item table and the shared parameters.
+    dense_rows: Rows that every client sends and gets, none of them named, as
+      local privacy has it; 0: each its own.
 
   Returns:
     Means over participations, and the run's total. Under compression also
     `uncompressed_uplink_bytes_per_client`, what the same deltas would have
-    weighed without.
+    weighed without, and `uncompressed_downlink_bytes_per_client`.
   """
   layout = make_layout(item_table, shared, num_items)
   sent = make_layout(*upload, num_items) if upload else layout
@@ -137,8 +144,16 @@ def communication_summary(
     return float(bytes_of(rows) @ participations) / total if total else float(
         bytes_of(0))
 
-  up = mean(lambda rows: wire_bytes(compression, rows, sent))
-  down = mean(lambda rows: download_bytes(rows, layout))
+  def down_by(bits):
+    return mean(lambda rows: download_bytes(
+        np.full(np.shape(rows), dense_rows) if dense_rows else rows, layout,
+        bits))
+
+  if dense_rows:
+    up = float(dense_upload_bytes(dense_rows, sent))
+  else:
+    up = mean(lambda rows: wire_bytes(compression, rows, sent))
+  down = down_by(compression.downlink_bits)
   # A dense upload names no rows.
   row_bytes, shared_bytes = (
       sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
@@ -153,4 +168,6 @@ def communication_summary(
   if compression.is_on:
     summary['uncompressed_uplink_bytes_per_client'] = mean(
         lambda rows: wire_bytes(_PLAIN, rows, sent))
+  if compression.downlink_bits:
+    summary['uncompressed_downlink_bytes_per_client'] = down_by(0)
   return summary

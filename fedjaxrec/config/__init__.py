@@ -55,6 +55,11 @@ from fedjaxrec.config.learning import (
     ObjectiveConfig,
     ServerConfig,
 )
+from fedjaxrec.config.local_privacy import (
+    HEAD_CHOICES,
+    LOCAL_MECHANISMS,
+    LocalPrivacyConfig,
+)
 from fedjaxrec.config.personalized import (
     SIMILARITIES,
     APFLConfig,
@@ -103,7 +108,7 @@ __all__ = [
     'DittoConfig', 'FedRAPConfig', 'FedReconConfig', 'FedRepConfig',
     'GPFedRecConfig', 'PFedRecConfig', 'PersonalizationConfig',
     'ACCOUNTANTS', 'CLIPPINGS', 'HEAD_SOURCES', 'PRIVACY_MECHANISMS',
-    'PrivacyConfig',
+    'PrivacyConfig', 'HEAD_CHOICES', 'LOCAL_MECHANISMS', 'LocalPrivacyConfig',
     'ALGORITHMS', 'MODELS', 'OBJECTIVES', 'OPTIMIZERS', 'PARALLEL_MODES',
     'PROTOCOLS', 'PUBLISHED_SPLITS', 'ROW_NORMALIZATIONS', 'SAMPLERS',
     'SCHEDULES', 'SELECTIONS', 'TABLE_DTYPES',

@@ -8,6 +8,7 @@ import dataclasses
 import fractions
 from typing import Any
 
+from fedjaxrec.config.algorithms import FACTORISATIONS
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
 SPARSIFIERS = ('none', 'top_k', 'random_k', 'threshold')
@@ -60,9 +61,18 @@ def num_levels(bits: int) -> int:
   return 2 ** (bits - 1) - 1
 
 
+def rounds_row(size: int, bits: int) -> bool:
+  """Whether a downloaded row of `size` float32 is shorter with `bits` bits.
+
+  It has a scale of 32 bits beside its numbers; where that is no gain (a bias),
+  the row travels as it is.
+  """
+  return bits > 0 and 32 + size * bits < 32 * size
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompressionConfig:
-  """What a client does to its delta so that its upload is smaller.
+  """How what travels is made smaller: a client's delta, and its download.
 
   Attributes:
     sparsify: none, top_k (the largest), random_k (at random) or threshold (all
@@ -83,6 +93,9 @@ class CompressionConfig:
     error_feedback: Whether a client remembers what was not sent and adds it the
       next time; a dense copy of the model for every client.
     error_feedback_limit_gib: GiB that those copies may take; more is refused.
+    downlink_bits: Bits of a number in the item rows that a client downloads,
+      from 2 to 16; each row has a scale of its own, and what is rounded is the
+      copy, not the server's table. 0: the rows as they are.
   """
   sparsify: str = 'none'
   granularity: str = 'rows'
@@ -95,6 +108,7 @@ class CompressionConfig:
   rank: int = 8
   error_feedback: bool = False
   error_feedback_limit_gib: float = 4.0
+  downlink_bits: int = 0
 
   def __post_init__(self):
     check_types(self, 'compression')
@@ -111,6 +125,10 @@ class CompressionConfig:
       raise ValueError(
           f'compression.bits={self.bits} must lie in [2, {MAX_BITS}]; for '
           'fewer bits use compression.quantize=sign or ternary.')
+    if self.downlink_bits and not 2 <= self.downlink_bits <= MAX_BITS:
+      raise ValueError(
+          f'compression.downlink_bits={self.downlink_bits} must lie in [2, '
+          f'{MAX_BITS}], or be 0 for rows as they are.')
     at_least('compression.rank', self.rank, 1)
     above('compression.error_feedback_limit_gib',
           self.error_feedback_limit_gib, 0)
@@ -138,3 +156,26 @@ class CompressionConfig:
   def is_on(self) -> bool:
     """Whether a delta is changed at all."""
     return (self.sparsify, self.quantize, self.sketch) != ('none',) * 3
+
+
+def check_downlink(config: Any) -> None:
+  """Refuses rounded downloads where nothing could round them, or count them.
+
+  Args:
+    config: The whole config.
+
+  Raises:
+    ValueError: By name, with the way out.
+  """
+  bits = config.compression.downlink_bits
+  if bits and config.secure.is_on:
+    raise ValueError(
+        f'compression.downlink_bits={bits} with secure.level='
+        f'{config.secure.level}: its downloads are whole tables, counted by '
+        'themselves; use compression.downlink_bits=0.')
+  if bits and config.algorithm.name in FACTORISATIONS:
+    raise ValueError(
+        f'compression.downlink_bits={bits} with algorithm.name='
+        f'{config.algorithm.name}: it solves with the vectors and their '
+        'Gramian, which rounded vectors would not fit; use fedavg, or '
+        'compression.downlink_bits=0.')

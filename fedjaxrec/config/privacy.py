@@ -195,9 +195,9 @@ class PrivacyConfig:
           '--privacy.noise_multiplier.')
 
 
-def fraction_of_failure(delta: float) -> None:
+def fraction_of_failure(delta: float, name: str = 'privacy.delta') -> None:
   """Refuses a delta that is no probability strictly between 0 and 1."""
   if not (math.isfinite(delta) and 0 < delta < 1):
     raise ValueError(
-        f'privacy.delta={delta} must lie strictly between 0 and 1, far below '
+        f'{name}={delta} must lie strictly between 0 and 1, far below '
         'one over the number of clients.')

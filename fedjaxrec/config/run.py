@@ -12,7 +12,7 @@ from fedjaxrec.config.algorithms import (
   IALSConfig,
   check_fedease,
 )
-from fedjaxrec.config.compression import CompressionConfig
+from fedjaxrec.config.compression import CompressionConfig, check_downlink
 from fedjaxrec.config.corrections import check_corrections
 from fedjaxrec.config.data import (
   PUBLISHED_SPLITS,
@@ -31,6 +31,7 @@ from fedjaxrec.config.learning import (
   ObjectiveConfig,
   ServerConfig,
 )
+from fedjaxrec.config.local_privacy import LocalPrivacyConfig, check_local
 from fedjaxrec.config.personalized import (
   APFLConfig,
   DittoConfig,
@@ -232,6 +233,7 @@ class Config:
     cohort: Who takes part.
     compression: How an upload is made smaller.
     privacy: Central differential privacy.
+    local_privacy: Local differential privacy.
     secure: How updates are summed unseen.
     engine: Performance only.
     parallel: Devices.
@@ -267,6 +269,7 @@ class Config:
   cohort: CohortConfig = CohortConfig()
   compression: CompressionConfig = CompressionConfig()
   privacy: PrivacyConfig = PrivacyConfig()
+  local_privacy: LocalPrivacyConfig = LocalPrivacyConfig()
   secure: SecureConfig = SecureConfig()
   engine: EngineConfig = EngineConfig()
   parallel: ParallelConfig = ParallelConfig()
@@ -285,6 +288,8 @@ class Config:
           'every row would move by its deltas times the numbers of examples; '
           'use row_normalization=mean, or weighting=equal.')
     check_secure(self)
+    check_local(self)
+    check_downlink(self)
     check_corrections(self)
     check_fedease(self)
     self._check_factorisation()
@@ -389,10 +394,12 @@ class Config:
             f'privacy.{field}={getattr(privacy, field)!r} with algorithm.name='
             f'dpals, which has its own counts and its own noise; use {wanted!r}'
             ', and the section dpals.')
-    if self.cohort.size:
+    if self.cohort.size or 'poisson' in self.cohort.sampler:
       raise ValueError(
-          f'cohort.size={self.cohort.size} with algorithm.name=dpals: its '
-          'guarantee is for every client in every round; use --cohort.size=0.')
+          f'cohort.size={self.cohort.size} and cohort.sampler='
+          f'{self.cohort.sampler} with algorithm.name=dpals: its guarantee is '
+          'for every client in every round, whose number is public and stands '
+          'in the penalties; use --cohort.size=0 --cohort.sampler=uniform.')
     if self.rounds <= self.dpals.num_count_rounds:
       raise ValueError(
           f'rounds={self.rounds} with algorithm.name=dpals: the first '

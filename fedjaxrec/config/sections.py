@@ -29,6 +29,7 @@ SECTIONS = {
   'cohort': 'Who trains in a round',
   'compression': 'How an upload is made smaller',
   'privacy': 'Central differential privacy: the budget, and how it is kept',
+  'local_privacy': 'Local differential privacy: noise before anything is sent',
   'secure': 'How updates are summed unseen',
   'evaluation': 'What the recommendations are worth',
   'checkpoint': 'What survives an interruption',

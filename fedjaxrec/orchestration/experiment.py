@@ -324,7 +324,7 @@ def _check_same_run(config: Config, workdir: pathlib.Path) -> None:
               run_directory.read_json(workdir / run_directory.CONFIG)),
           config))
   free = {'engine', 'parallel', 'checkpoint', 'data.path', 'data.cache_dir'}
-  if config.privacy.enabled:
+  if config.privacy.enabled or config.local_privacy.is_on:
     if old['rounds'] != new['rounds']:
       raise ValueError(
           f'rounds={new["rounds"]} differs from the rounds={old["rounds"]} of '

@@ -17,10 +17,12 @@ from absl import logging
 from fedjaxrec.algorithms.dpals import describe_noise
 from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
+from fedjaxrec.orchestration import local_runs
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.privacy import ledger as ledger_lib
 from fedjaxrec.privacy import noise_matrices, strategies
 from fedjaxrec.privacy.ledger import LedgerError, PrivacyLedger
+from fedjaxrec.privacy.local import LocalPlan
 from fedjaxrec.privacy.plan import PrivacyPlan, make_privacy_plan
 from fedjaxrec.privacy.schedules import Cohort
 from fedjaxrec.reports import run_directory
@@ -42,7 +44,7 @@ class PrivateRun(NamedTuple):
     strategy: The matrix of correlated noise; None for independent noise.
     open_rows: bool [num_items]: the rows that are trained; None: all.
   """
-  plan: PrivacyPlan
+  plan: PrivacyPlan | LocalPlan
   config: Config
   strategy: Strategy | None
   open_rows: np.ndarray | None
@@ -61,6 +63,10 @@ def prepare(
   Raises:
     ValueError: For what would not be private, before anything compiles.
   """
+  if config.local_privacy.is_on:
+    local, open_rows = local_runs.prepare(config, train)
+    return PrivateRun(local, dataclasses.replace(
+        config, local_privacy=local.config), None, open_rows)
   if not config.privacy.enabled:
     return None
   num_clients, cohort = describe_cohort(config, train.counts)

@@ -83,7 +83,9 @@ def describe_communication(
     np.add.at(participations, sampler(r), 1)
   return communication.communication_summary(
       item_table, shared, rows, participations, split.num_items,
-      config.compression, upload)
+      config.compression, upload,
+      (config.local_privacy.head_items or split.num_items)
+      if config.local_privacy.is_on else 0)
 
 
 def rounded(value: Any, digits: int = 6) -> Any:

@@ -53,15 +53,29 @@ class Release(NamedTuple):
     rounds_per_count: Rounds that are one event together: 1 for independent
       noise, all of them for correlated noise.
     label: Of what.
+    totals: Events up to each round, that one included, where they are not
+      counted in rounds: those of the client that is in most of them.
   """
   event: DpEvent
   times: int = 1
   tail_probability: float = 0.0
   rounds_per_count: int = 1
   label: str = 'rounds'
+  totals: tuple[int, ...] = ()
 
   def for_rounds(self, first: int, last: int) -> 'Release':
-    """The release of the rounds first to last, both included."""
+    """The release of the rounds first to last, both included.
+
+    Raises:
+      ValueError: For rounds beyond those whose events are known.
+    """
+    if self.totals:
+      if last >= len(self.totals):
+        raise ValueError(
+            f'last_round={last} lies beyond the {len(self.totals)} rounds that '
+            'the noise is calibrated for; begin a new run.')
+      return self._replace(times=self.totals[last] - (
+          self.totals[first - 1] if first else 0))
     step = self.rounds_per_count
     return self._replace(times=-(-(last + 1) // step) - -(-first // step))
 

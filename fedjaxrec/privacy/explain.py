@@ -8,7 +8,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from fedjaxrec.privacy import accounting, ledger
+from fedjaxrec.privacy import accounting, ledger, local
 
 _RELATIONS = {
     'add_or_remove_one': 'populations that differ by one client who takes part '
@@ -64,10 +64,13 @@ def explain(
           for release in spent.releases],
       'ledger': {'entries': len(book.entries), 'head': book.head},
       'covers': [
+          'Every upload of the user who sends most of them, and everything '
+          'computed from it, for an adversary who sees each upload, as the '
+          'server does.' if header.unit == local.UNIT else
           'The shared model after every one of these rounds, and everything '
           'computed from it, for an adversary who knows all clients but one.',
           *(f'The released {release.label}.' for release in spent.releases
-            if release.label != 'rounds')],
+            if release.label not in ('rounds', local.UPLOADS))],
       'does_not_cover': list(header.uncovered),
   }
   return {**result, 'meaning': _meaning(result)}
@@ -113,7 +116,8 @@ def render(result: dict[str, Any]) -> rich.console.Group:
                  'planned'),
       ('sampling', result['sampling']),
       ('noise', f'multiplier {result["noise_multiplier"]:.4g}, clip norm '
-                f'{result["l2_clip_norm"]:.4g}, on the sum'),
+                f'{result["l2_clip_norm"]:.4g}, on '
+       + ('each upload' if result['unit'] == local.UNIT else 'the sum')),
       ('ledger', f'{result["ledger"]["entries"]} charges, unbroken chain, head '
                  f'{result["ledger"]["head"][:16]}'),
   ):

@@ -24,8 +24,9 @@ import pathlib
 from typing import Any, NamedTuple
 
 from fedjaxrec.config import Config, to_dict
-from fedjaxrec.privacy import accounting, chain
+from fedjaxrec.privacy import accounting, chain, local
 from fedjaxrec.privacy.accounting import Release
+from fedjaxrec.privacy.local import LocalPlan
 from fedjaxrec.privacy.plan import PrivacyPlan
 
 FILE_NAME = 'privacy_ledger.jsonl'
@@ -47,7 +48,7 @@ class Header:
   """What a ledger promises.
 
   Attributes:
-    unit: Whose data; client.
+    unit: Whose data: client, or of local privacy `local.UNIT`.
     neighboring: A key of `accounting.NEIGHBORING`.
     delta: Of the guarantee.
     budget_epsilon: What must not be passed at that delta.
@@ -114,9 +115,23 @@ def config_digest(config: Config) -> str:
   return hashlib.sha256(chain.canonical(values)).hexdigest()
 
 
-def make_header(plan: PrivacyPlan, config: Config) -> Header:
+def make_header(
+    plan: PrivacyPlan | LocalPlan, config: Config
+) -> Header:
   """The header of a run's ledger; without a budget, the plan's epsilon is it.
   """
+  if isinstance(plan, LocalPlan):
+    return Header(
+        unit=local.UNIT, neighboring=local.NEIGHBORING, delta=plan.delta,
+        budget_epsilon=plan.epsilon(), accountant='pld',
+        accountant_version=accounting.accountant_name('pld'),
+        population=plan.num_clients,
+        sampling='no amplification by sampling: the server invites the '
+                 f'clients; the busiest one sends {plan.participations:,} '
+                 'uploads, which is what is composed',
+        l2_clip_norm=plan.config.clip_norm,
+        noise_multiplier=plan.noise_multiplier, planned_rounds=plan.rounds,
+        config_digest=config_digest(config), uncovered=plan.uncovered)
   return Header(
       neighboring=plan.schedule.neighboring, delta=plan.delta,
       budget_epsilon=plan.config.epsilon or plan.epsilon(),

@@ -175,11 +175,13 @@ class PrivacyPlan(NamedTuple):
     }
 
 
-def check_delta(delta: float, num_clients: int) -> list[str]:
+def check_delta(
+    delta: float, num_clients: int, name: str = 'privacy.delta'
+) -> list[str]:
   """Warns where delta lets a whole client's data leak."""
   if delta * num_clients < 1:
     return []
-  return [f'privacy.delta={delta:.3g} is not below 1 / {num_clients:,} '
+  return [f'{name}={delta:.3g} is not below 1 / {num_clients:,} '
           f'(N = {num_clients:,} clients): publishing one client whole would '
           f'pass for private; use at most {default_delta(num_clients):.2g}.']
 

@@ -20,7 +20,9 @@ def facts(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:
     said += _central(privacy)
   local = privacy.get('local')
   if local:
-    said.append(('Local privacy', local['guarantee']))
+    said.append(('Local privacy', f'{local["guarantee"]}.'))
+    if privacy.get('epsilon') is None:
+      said += _charged(privacy)
   said += [('Warning', warning) for warning in privacy.get('warnings', ())]
   return said
 
@@ -62,6 +64,12 @@ def _central(privacy):
   said.append(('Accountant', str(get('accountant')) + (
       f'; cross-check by {cross["accountant"]}: {cross["epsilon"]:.4g}'
       if cross.get('epsilon') else '')))
+  return said + _charged(privacy)
+
+
+def _charged(privacy):
+  """What the ledger says, what was left out, and what the figures are for."""
+  get, said = privacy.get, []
   book = get('ledger')
   if book:
     said.append(('Ledger', f'{book["rounds"]:,} rounds in {book["charges"]} '

@@ -11,7 +11,7 @@ from fedjaxrec.communication import (
     make_layout,
     touched_rows,
 )
-from fedjaxrec.communication.encoding import (
+from fedjaxrec.communication.downloads import (
     decode_download,
     download_bytes,
     encode_download,
