@@ -19,7 +19,10 @@ from fedjaxrec.algorithms.fedrap import make_fedrap
 from fedjaxrec.algorithms.fedrecon import make_fedrecon
 from fedjaxrec.algorithms.gpfedrec import make_gpfedrec
 from fedjaxrec.algorithms.ials import make_ials
+from fedjaxrec.algorithms.maml import make_fomaml, make_perfedavg
+from fedjaxrec.algorithms.metamf import make_metamf
 from fedjaxrec.algorithms.pfedrec import make_pfedrec
+from fedjaxrec.algorithms.reptile import make_reptile
 from fedjaxrec.algorithms.sequential import make_sequential
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import FACTORISATIONS, Config
@@ -41,6 +44,10 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     'fedper': make_fedper,
     'fedrep': make_fedrep,
     'apfl': make_apfl,
+    'reptile': make_reptile,
+    'fomaml': make_fomaml,
+    'perfedavg': make_perfedavg,
+    'metamf': make_metamf,
     'fedpergnn': make_fedpergnn,
     'cofedrec': make_cofedrec,
 }

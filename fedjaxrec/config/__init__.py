@@ -68,6 +68,8 @@ from fedjaxrec.config.personalized import (
     FedReconConfig,
     FedRepConfig,
     GPFedRecConfig,
+    MetaConfig,
+    MetaMFConfig,
     PersonalizationConfig,
     PFedRecConfig,
 )
@@ -106,7 +108,8 @@ __all__ = [
     'DISTRIBUTED_NOISE', 'LEVELS', 'ROW_SECRECY', 'SecureConfig', 'TRANSPORTS',
     'NEGATIVE_POOLS', 'PERSONALISED', 'SIMILARITIES', 'APFLConfig',
     'DittoConfig', 'FedRAPConfig', 'FedReconConfig', 'FedRepConfig',
-    'GPFedRecConfig', 'PFedRecConfig', 'PersonalizationConfig',
+    'GPFedRecConfig', 'MetaConfig', 'MetaMFConfig', 'PFedRecConfig',
+    'PersonalizationConfig',
     'ACCOUNTANTS', 'CLIPPINGS', 'HEAD_SOURCES', 'PRIVACY_MECHANISMS',
     'PrivacyConfig', 'HEAD_CHOICES', 'LOCAL_MECHANISMS', 'LocalPrivacyConfig',
     'ALGORITHMS', 'MODELS', 'OBJECTIVES', 'OPTIMIZERS', 'PARALLEL_MODES',

@@ -7,7 +7,9 @@ from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
 # Models whose user is the encoding of a sequence; for sequential alone.
 SEQUENCE_MODELS = ('sasrec', 'gru4rec')
-MODELS = ('mf', 'neumf', 'pfedrec', 'two_tower', *SEQUENCE_MODELS)
+MODELS = ('mf', 'neumf', 'pfedrec', 'metamf', 'two_tower', *SEQUENCE_MODELS)
+# Those that learn what a client starts from, or is made of.
+META_LEARNERS = ('reptile', 'fomaml', 'perfedavg', 'metamf')
 # Algorithms whose clients have models of their own.
 PERSONALISED = ('pfedrec', 'gpfedrec', 'fedrap', 'fedrecon', 'ditto', 'fedper',
                 'fedrep', 'apfl', 'fedpergnn', 'cofedrec')
@@ -16,7 +18,7 @@ LEAKY_ALGORITHMS = ('pfedrec', 'gpfedrec', 'cofedrec')
 # Where a client's negatives come from; pfedrec-leaky is the published flaw.
 NEGATIVE_POOLS = ('unseen', 'pfedrec-leaky')
 TABLE_DTYPES = ('float32', 'bfloat16')
-ALGORITHMS = ('fedavg', 'ials', 'dpals', 'fcf', 'fedmf',
+ALGORITHMS = ('fedavg', 'ials', 'dpals', 'fcf', 'fedmf', *META_LEARNERS,
               'fedease', 'sequential', *PERSONALISED)
 OBJECTIVES = ('bce', 'bpr', 'bpr_max', 'softmax', 'squared_error')
 OPTIMIZERS = ('sgd', 'momentum', 'adagrad', 'adam', 'yogi')
@@ -35,7 +37,8 @@ class ModelConfig:
   Attributes:
     name: mf (matrix factorisation with biases) or neumf (FedNCF),
       two_tower (towers on side features), or
-      pfedrec (personal score layer, no user vector); or, for algorithm.name=
+      pfedrec (personal score layer, no user vector), or metamf (networks that
+      generate a client's model); or, for algorithm.name=
       sequential, sasrec (self-attention) or gru4rec (a recurrent network).
     dim: Dimension of user and item vectors.
     init_scale: Standard deviation of the initial vectors.
@@ -43,6 +46,11 @@ class ModelConfig:
     max_length: Latest items of a client that sasrec and gru4rec read.
     num_blocks: SASRec's attention blocks.
     num_heads: Heads of each; divides dim.
+    memory: MetaMF's collaborative vector: how many numbers (published: 128).
+    generator_width: Hidden units of the networks that generate a client's
+      model (published: 512); an item weighs (width + 1) * rank numbers.
+    generator_rank: Numbers that are generated for an item, before a generated
+      matrix makes `dim` of them (published: 8).
     table_dtype: The item table's numbers at rest: float32 or bfloat16 (half the
       memory and the download; sums and steps are float32).
   """
@@ -53,10 +61,15 @@ class ModelConfig:
   max_length: int = 50
   num_blocks: int = 2
   num_heads: int = 1
+  memory: int = 64
+  generator_width: int = 32
+  generator_rank: int = 8
   table_dtype: str = 'float32'
 
   def __post_init__(self):
     check_types(self, 'model')
+    for field in ('memory', 'generator_width', 'generator_rank'):
+      at_least(f'model.{field}', getattr(self, field), 1)
     one_of('model.name', self.name, MODELS)
     one_of('model.table_dtype', self.table_dtype, TABLE_DTYPES)
     at_least('model.dim', self.dim, 1)
@@ -84,7 +97,9 @@ class AlgorithmConfig:
 
   Attributes:
     name: fedavg (local training, then the server moves by the deltas), ials
-      (exact alternating least squares), dpals (the same with central privacy)
+      (exact alternating least squares), dpals (the same with central privacy),
+      reptile, fomaml or perfedavg (clients adapt a start that all learn),
+      metamf (the server generates clients' models, for model.name=metamf),
       fcf (the gradient of the whole item table), fedmf (gradients of
       explicit ratings), fedease (a linear item-item model from one round of
       sums) or sequential (FedAvg on clients' own sequences, for

@@ -152,6 +152,45 @@ class FedRepConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaConfig:
+  """Meta-learning: clients adapt a start that all share.
+
+  Attributes:
+    learning_rate: alpha: of a client's adaptation; the client's rates are those
+      of what it uploads.
+    epochs: fomaml only: passes over the support set that adapt a client.
+    final_epochs: Passes over all that a client has, which adapt it for
+      evaluation.
+    hessian: perfedavg only: what the first order drops is computed, by
+      Hessian-vector products on a third part of each batch.
+  """
+  learning_rate: float = 2.0
+  epochs: int = 1
+  final_epochs: int = 5
+  hessian: bool = False
+
+  def __post_init__(self):
+    check_types(self, 'meta')
+    above('meta.learning_rate', self.learning_rate, 0)
+    at_least('meta.epochs', self.epochs, 1)
+    at_least('meta.final_epochs', self.final_epochs, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaMFConfig:
+  """MetaMF; client.learning_rate is the generators', item_ the items' part.
+
+  Attributes:
+    user_learning_rate: Of a client's vector, from which its model is generated.
+  """
+  user_learning_rate: float = 1.0
+
+  def __post_init__(self):
+    check_types(self, 'metamf')
+    above('metamf.user_learning_rate', self.user_learning_rate, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class APFLConfig:
   """APFL: a mixture of a personal and the global model.
 

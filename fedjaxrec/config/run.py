@@ -39,6 +39,8 @@ from fedjaxrec.config.personalized import (
   FedReconConfig,
   FedRepConfig,
   GPFedRecConfig,
+  MetaConfig,
+  MetaMFConfig,
   PersonalizationConfig,
   PFedRecConfig,
 )
@@ -225,6 +227,8 @@ class Config:
     ditto: Settings of algorithm.name=ditto.
     fedrep: Settings of algorithm.name=fedrep.
     apfl: Settings of algorithm.name=apfl.
+    meta: Settings of algorithm.name=reptile, fomaml and perfedavg.
+    metamf: Settings of algorithm.name=metamf.
     fedpergnn: Settings of algorithm.name=fedpergnn.
     cofedrec: Settings of algorithm.name=cofedrec.
     objective: The loss.
@@ -261,6 +265,8 @@ class Config:
   ditto: DittoConfig = DittoConfig()
   fedrep: FedRepConfig = FedRepConfig()
   apfl: APFLConfig = APFLConfig()
+  meta: MetaConfig = MetaConfig()
+  metamf: MetaMFConfig = MetaMFConfig()
   fedpergnn: FedPerGNNConfig = FedPerGNNConfig()
   cofedrec: CoFedRecConfig = CoFedRecConfig()
   objective: ObjectiveConfig = ObjectiveConfig()

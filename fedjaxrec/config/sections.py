@@ -21,6 +21,8 @@ SECTIONS = {
   'ditto': 'Ditto: --algorithm.name=ditto',
   'fedrep': 'FedRep: --algorithm.name=fedrep',
   'apfl': 'APFL: --algorithm.name=apfl',
+  'meta': 'Meta-learning: --algorithm.name=reptile, fomaml and perfedavg',
+  'metamf': 'MetaMF: --algorithm.name=metamf',
   'fedpergnn': 'FedPerGNN: --algorithm.name=fedpergnn',
   'cofedrec': 'CoFedRec: --algorithm.name=cofedrec',
   'objective': 'What a client minimises',

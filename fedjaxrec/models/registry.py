@@ -5,6 +5,7 @@ and its name in `MODELS` of `config/learning.py`.
 from fedjaxrec.config import ModelConfig, TwoTowerConfig
 from fedjaxrec.models.gru4rec import GRU4Rec
 from fedjaxrec.models.matrix_factorization import MatrixFactorization
+from fedjaxrec.models.metamf import MetaMF
 from fedjaxrec.models.neumf import NeuMF
 from fedjaxrec.models.pfedrec import PFedRec
 from fedjaxrec.models.recommender import Recommender, make_recommender
@@ -19,6 +20,7 @@ MODELS = {
     'mf': MatrixFactorization,
     'neumf': NeuMF,
     'pfedrec': PFedRec,
+    'metamf': MetaMF,
     'sasrec': SASRec,
     'gru4rec': GRU4Rec,
     'two_tower': TwoTower,

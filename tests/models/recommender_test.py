@@ -15,7 +15,8 @@ NUM_ITEMS, NUM_CLIENTS = 9, 3
 
 
 def config(name):
-  return ModelConfig(name=name, dim=4, init_scale=0.5, hidden=(5, 3))
+  return ModelConfig(name=name, dim=4, init_scale=0.5, hidden=(5, 3), memory=3,
+                     generator_width=8, generator_rank=2)
 
 
 def sizes(tree):
