@@ -202,7 +202,9 @@ def check_fedease(config: Any) -> None:
         'steps, and its rounding would not average out; use float32.')
   for section, is_on in (
       ('privacy', config.privacy.enabled or config.privacy.clips),
-      ('compression', config.compression.is_on),
+      ('compression', config.compression.is_on
+       or config.compression.downlink_bits > 0),
+      ('local_privacy', config.local_privacy.is_on),
       ('secure', config.secure.is_on)):
     if is_on:
       raise ValueError(

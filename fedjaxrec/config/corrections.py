@@ -116,7 +116,9 @@ def _check_algorithm(config: Any, what: str, off: str) -> None:
 def _check_chain(config: Any, what: str, reason: str) -> None:
   for section, is_on in (
       ('privacy', config.privacy.enabled or config.privacy.clips),
-      ('compression', config.compression.is_on),
+      ('compression', config.compression.is_on
+       or config.compression.downlink_bits > 0),
+      ('local_privacy', config.local_privacy.is_on),
       ('secure', config.secure.is_on)):
     if is_on:
       raise ValueError(
