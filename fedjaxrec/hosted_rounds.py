@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjaxrec.blocks import WithMemory
 from fedjaxrec.rounds import Round, RoundMetrics
 
 PyTree = Any
@@ -22,9 +23,11 @@ class HostSum(NamedTuple):
   Attributes:
     total: uint32 [dimension]; zeros where the round was aborted.
     reported: Clients whose messages are in it; 0 where it was aborted.
+    counted: Who these are.
   """
   total: np.ndarray
   reported: int
+  counted: tuple[int, ...] = ()
 
 
 class SumOnHost(Protocol):
@@ -48,8 +51,11 @@ def make_hosted_execute(
   Returns:
     execute -> (server, personal, RoundMetrics): as a compiled call of rounds,
     but the host is asked in the middle of each. The plan and the data have the
-    leading axis [1] of a single device. Memory: a message of every client of
-    the cohort at once, on the device and on the host.
+    leading axis [1] of a single device. A call of no rounds compiles. The
+    memory of error feedback moves on only for clients that are counted: for the
+    others, and in a round that is aborted, nothing was sent. Memory: a message
+    of every client of the cohort at once, on the device and on the host; with
+    error feedback, the clients' memory twice.
   """
   upload, finish = one_round.upload, one_round.finish
   if upload is None or finish is None:
@@ -57,6 +63,8 @@ def make_hosted_execute(
         'sums on the host need a single device and a codec of integers; use '
         'parallel.mode=single and a secure.level.')
   first_half = jax.jit(upload, donate_argnums=1)
+  # What the clients remember is looked at again when the sum is known.
+  keeping = jax.jit(upload)
   second_half = jax.jit(finish)
 
   def execute(server, personal, data, plan, num_rounds, key, sum_on_host):
@@ -64,10 +72,22 @@ def make_hosted_execute(
     personal, data = drop(personal), drop(data)
     local_index, num_blocks = (drop(part) for part in plan)
     collected = []
+    remembers = isinstance(personal, WithMemory)
+    train = keeping if remembers else first_half
+    if not num_rounds:
+      # No block trains, nobody is asked, and what they return is dropped.
+      personal, messages, _, _ = train(
+          server, personal, data,
+          (tuple(x[0] for x in local_index), jnp.zeros_like(num_blocks[0])),
+          key)
+      nothing = jax.tree.map(
+          lambda x: jnp.zeros(x.shape[1:], jnp.uint32), messages)
+      jax.block_until_ready(second_half(server, nothing, jnp.float32(0), key))
     for r in range(int(num_rounds)):
       members = tuple(x[r] for x in local_index)
       round_index = int(server.round_index)
-      personal, messages, reported, metrics = first_half(
+      before = personal
+      personal, messages, reported, metrics = train(
           server, personal, data, (members, num_blocks[r]), key)
       leaves = jax.tree.leaves(messages)
       sent = np.flatnonzero(np.asarray(reported))
@@ -84,6 +104,9 @@ def make_hosted_execute(
           jnp.asarray(part.reshape(x.shape[1:]), jnp.uint32)
           for part, x in zip(np.split(result.total, ends), leaves)])
       server = second_half(server, total, jnp.float32(result.reported), key)
+      if remembers:
+        personal = personal._replace(memory=_moved_on(
+            before.memory, personal.memory, result.counted))
       collected.append(metrics._replace(
           reported=np.int32(result.reported)))
     return server, jax.tree.map(lambda x: x[None], personal), RoundMetrics(*(
@@ -92,6 +115,17 @@ def make_hosted_execute(
         for name in RoundMetrics._fields))
 
   return execute
+
+
+def _moved_on(old, new, counted):
+  """The memory of all clients: the new one of those who were counted."""
+  def choose(before, after):
+    moved = np.zeros(len(before), bool)
+    moved[list(counted)] = True
+    return jnp.where(
+        jnp.asarray(moved).reshape(-1, *[1] * (before.ndim - 1)), after, before)
+
+  return jax.tree.map(choose, old, new)
 
 
 def _pad(values, length):

@@ -144,6 +144,7 @@ def make_round(
 
   def step(server, personal, total, data, plan, key):
     local_index, num_blocks = plan
+    before = personal
     read_block, train = work(server, data, key)
 
     def train_block(capacity, members, carry):
@@ -190,6 +191,13 @@ def make_round(
         train_block, (total, personal, nothing))
     if axis_name is not None:
       total, metrics = jax.lax.psum((total, metrics), axis_name)
+    if uplink.has_memory and uplink.codec is not None:
+      # Of a sum that stays closed nobody has sent anything. A copy of the
+      # memory a round is what that costs.
+      opened = total.weight >= uplink.codec.least
+      personal = personal._replace(memory=jax.tree.map(
+          lambda new, old: jnp.where(opened, new, old), personal.memory,
+          before.memory))
     if visit_touched_rows:
       server, total = for_each_block(visit_block, (server, total))
       server = server_side.update_rest(server, total)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjaxrec.aggregation.cost import Cost, SumNotRevealed
+
 _DEGREE = 4096
 _MODULI = (54, 54)
 _SCALE_BITS = 40
@@ -194,8 +196,8 @@ def run_homomorphic_sum(
     tamper: (client, its ciphertexts) -> what arrives: for drills.
 
   Raises:
-    ValueError: If tenseal is absent, an argument breaks a rule, or too few
-      clients are left: nothing is then decrypted.
+    ValueError: If tenseal is absent, or an argument breaks a rule.
+    SumNotRevealed: If too few clients are left: nothing is then decrypted.
 
   References:
     Cheon, Kim, Kim and Song, 2017, Homomorphic Encryption for Arithmetic of
@@ -248,10 +250,11 @@ def run_homomorphic_sum(
       rejected[client] = 'malformed'
     server_s += time.process_time() - start
   if len(survivors) < min_survivors:
-    raise ValueError(
+    raise SumNotRevealed(
         f'survivors={len(survivors)} of {len(vectors)} clients are fewer than '
         f'min_survivors={min_survivors}: the sum is not decrypted; ask more '
-        'clients.')
+        'clients.', rejected,
+        Cost({'ciphertexts': uplink}, {'keys': downlink}, client_s, server_s))
   start = time.process_time()
   encrypted = server.total()
   server_s += time.process_time() - start

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjaxrec.aggregation import masking, packing, primitives
+from fedjaxrec.aggregation.cost import Cost, Traffic
 from fedjaxrec.aggregation.graph import draw_neighbors
 from fedjaxrec.aggregation.identity import (
   Identity,
@@ -39,8 +40,6 @@ from fedjaxrec.aggregation.transport import (
 )
 
 LEVELS = ('ideal', 'masked', 'protocol')
-# Stage -> client -> bytes.
-Traffic = dict[str, dict[int, int]]
 
 
 class SecureSumResult(NamedTuple):
@@ -169,11 +168,12 @@ def run_round(server: ProtocolServer, transport: Transport) -> SecureSumResult:
   """Leads a server through the stages over a transport.
 
   Raises:
-    RoundAborted: If the round ended without a sum.
+    RoundAborted: If the round ended without a sum; it says what was sent.
   """
   uplink: Traffic = {label: {} for label in STAGES}
   downlink: Traffic = {label: {} for label in STAGES}
-  clock = _Clock()
+  clock, client_s = _Clock(), 0.0
+  aborted: RoundAborted | None = None
   try:
     for stage in Stage:
       requests = clock.time(server.begin, stage)
@@ -183,8 +183,13 @@ def run_round(server: ProtocolServer, transport: Transport) -> SecureSumResult:
         sent[client] = sent.get(client, 0) + len(message)
         clock.time(server.receive, client, message)
     total = clock.time(server.finish)
+  except RoundAborted as error:
+    aborted = error
+    raise
   finally:
     client_s = transport.close()
+    if aborted is not None:
+      aborted.cost = Cost(uplink, downlink, client_s, clock.seconds)
   return SecureSumResult(
       'protocol', total, server.survivors, server.rejected, uplink, downlink,
       client_s, clock.seconds)
@@ -257,7 +262,9 @@ def run_masked_sum(
   if len(uplink) < min_survivors:
     raise RoundAborted(
         Reason.TOO_FEW_SURVIVORS, Stage.MASKED_INPUT, rejected,
-        f'survivors={len(uplink)} are below min_survivors={min_survivors}')
+        f'survivors={len(uplink)} are below min_survivors={min_survivors}',
+        Cost({Stage.MASKED_INPUT.label: uplink}, {}, clients.seconds,
+             server.seconds))
 
   def unmask():
     added, subtracted = [], [deal(i, i) for i in uplink]

@@ -5,9 +5,12 @@ is rebuilt is what was dealt. A message that fails is left out with a reason;
 the round goes on without it, or ends without a result.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from fedjaxrec.aggregation import masking, packing, primitives, shamir
+from fedjaxrec.aggregation.cost import NOTHING, Cost
 from fedjaxrec.aggregation.graph import draw_neighbors
 from fedjaxrec.aggregation.identity import Enrolment, Registry
 from fedjaxrec.aggregation.messages import (
@@ -55,15 +58,18 @@ class RoundAborted(RuntimeError):
     reason: TOO_FEW_SURVIVORS, BELOW_THRESHOLD or BAD_DEAL.
     stage: Where.
     rejected: Client -> the first reason that it was refused for.
+    cost: What it took to come so far.
   """
 
-  def __init__(self, reason: Reason, stage: Stage, rejected: dict[int, Reason],
-               detail: str):
+  def __init__(self, reason: Reason, stage: Stage,
+               rejected: Mapping[int, Reason | str], detail: str,
+               cost: Cost = NOTHING):
     super().__init__(
         f'secure sum aborted, reason={reason.value}, stage={stage.label}: '
         f'{detail}; nothing of the round is used. Run it again under a later '
         'round_index.')
     self.reason, self.stage, self.rejected = reason, stage, dict(rejected)
+    self.cost = cost
 
 
 class ProtocolServer:

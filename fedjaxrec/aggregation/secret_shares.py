@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjaxrec.aggregation import prime_field as field
+from fedjaxrec.aggregation.cost import Cost, SumNotRevealed
 from fedjaxrec.aggregation.norm_proof import Statement
 from fedjaxrec.aggregation.primitives import Entropy, system_entropy
 from fedjaxrec.aggregation.share_parties import (
@@ -101,8 +102,8 @@ def run_shared_sum(
     entropy: bytes(n) -> random bytes: for tests that must repeat.
 
   Raises:
-    ValueError: For arguments that break a rule, or if too few clients are left:
-      nothing is then revealed.
+    ValueError: For arguments that break a rule.
+    SumNotRevealed: If too few clients are left: nothing is then revealed.
 
   References:
     Corrigan-Gibbs and Boneh, 2017, `Prio
@@ -194,10 +195,12 @@ def run_shared_sum(
 
   survivors = tuple(c for c in clients if c not in rejected)
   if len(survivors) < min_survivors:
-    raise ValueError(
+    raise SumNotRevealed(
         f'survivors={len(survivors)} of {len(inputs)} clients are fewer than '
         f'min_survivors={min_survivors}: the sum is not revealed; ask more '
-        f'clients. Refused: {_counted(rejected)}.')
+        f'clients. Refused: {_counted(rejected)}.',
+        {client: str(reason) for client, reason in rejected.items()},
+        Cost(uplink, downlink, client_s, server_s, between))
   start = time.process_time()
   shares = [server.sum_share(survivors) for server in servers]
   between += (num_servers - 1) * num_servers * shares[0].nbytes

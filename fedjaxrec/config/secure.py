@@ -178,11 +178,6 @@ def check_secure(config: Any) -> None:
         'rounding to integers lengthens a delta beyond its clip norm, and a '
         'sum of too few is not opened, which the noise of a server does not '
         'cover; use secure.noise=skellam or discrete_gaussian.')
-  if config.compression.error_feedback and secure.dropout:
-    raise ValueError(
-        f'secure.dropout={secure.dropout} with error feedback '
-        '(compression.error_feedback): a client that falls silent would forget '
-        'what it had not sent; drop one of them.')
   if secure.min_survivors > config.cohort.size > 0:
     raise ValueError(
         f'secure.min_survivors={secure.min_survivors} with cohort.size='

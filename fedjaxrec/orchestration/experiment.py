@@ -267,6 +267,7 @@ def build(config: Config, split: Split | None = None) -> Run:
   secure = secure_lib.prepare(
       private.config if private else config, train_part, split.num_items,
       private.open_rows if private else None)
+  private = private or (secure.private if secure else None)
   side, places = load_side_inputs(config, split)
   simulation = make_simulation(
       secure.config if secure else private.config if private else config,
@@ -384,6 +385,7 @@ def _train(
         config, run.simulation, run.evaluator, start):
       if book is not None:
         stop.lines[-1][private_runs.HEAD_FIELD] = book.head
+      secure_lib.add_accounts(run.secure, stop.lines)
       for line in map(summary_lib.rounded, stop.lines) if first else ():
         log.append(line)
         events.write(line)
@@ -424,8 +426,7 @@ def summarise(
       'clients_per_s': sum(line['reported'] for line in lines) / train_s,
       'examples_per_s': sum(line['num_examples'] for line in lines) / train_s,
       **run.evaluator.test(best.personal, best.item_table, best.shared),
-      'privacy': (run.secure and run.secure.privacy) or (
-          private_runs.describe(run.private, book, lines)),
+      'privacy': private_runs.describe(run.private, book, lines),
       'secure': secure,
       'communication': secure_lib.count_upload(
           summary_lib.describe_communication(

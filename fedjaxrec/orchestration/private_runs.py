@@ -21,6 +21,7 @@ from fedjaxrec.orchestration import local_runs
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.privacy import ledger as ledger_lib
 from fedjaxrec.privacy import noise_matrices, strategies
+from fedjaxrec.privacy.distributed_plan import DistributedPlan
 from fedjaxrec.privacy.ledger import LedgerError, PrivacyLedger
 from fedjaxrec.privacy.local import LocalPlan
 from fedjaxrec.privacy.plan import PrivacyPlan, make_privacy_plan
@@ -44,7 +45,7 @@ class PrivateRun(NamedTuple):
     strategy: The matrix of correlated noise; None for independent noise.
     open_rows: bool [num_items]: the rows that are trained; None: all.
   """
-  plan: PrivacyPlan | LocalPlan
+  plan: PrivacyPlan | DistributedPlan | LocalPlan
   config: Config
   strategy: Strategy | None
   open_rows: np.ndarray | None

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,8 @@ from fedjaxrec.communication.secure import secure_bytes
 from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.data.splits import Split
+from fedjaxrec.orchestration import secure_account
+from fedjaxrec.orchestration.private_runs import PrivateRun
 from fedjaxrec.orchestration.secure_sums import (
   SecureSums,
   choose_for,
@@ -26,6 +28,11 @@ from fedjaxrec.orchestration.secure_sums import (
 )
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.privacy import distributed
+from fedjaxrec.privacy.distributed_plan import (
+  DistributedPlan,
+  make_distributed_plan,
+)
+from fedjaxrec.privacy.integer_noise import DistributedNoise
 from fedjaxrec.privacy.plan import default_delta
 from fedjaxrec.protection import make_run_ring, noise_share, ring_clip_norm
 from fedjaxrec.simulation import Simulation
@@ -35,12 +42,6 @@ from fedjaxrec.uplink import PLAIN
 _SHARE_REACH = 10
 # Rounds whose union is drawn again, where nothing counted it in the run.
 _UNION_ROUNDS = 5
-_FIDELITY = (
-    'no trusted server at the levels with cryptography; noise from a seeded '
-    'generator, known to the operator of the simulation: the figures hold for '
-    'ideal noise, for clients that keep their share to themselves, and for the '
-    'fewest survivors whose sum is opened')
-
 
 class SecureRun(NamedTuple):
   """What a config's secure sums come to, before anything compiles.
@@ -49,12 +50,12 @@ class SecureRun(NamedTuple):
     config: The run's; with secure.noise, the noise in place of the budget.
     open_rows: bool [num_items]: the only rows that travel; None: all.
     sums: Who sums on the host; None where the compiled round does.
-    privacy: The section `privacy` of summary.json, with secure.noise.
+    private: What the clients' noise guarantees, with secure.noise.
   """
   config: Config
   open_rows: np.ndarray | None
   sums: SecureSums | None
-  privacy: dict[str, Any] | None
+  private: PrivateRun | None
 
 
 def prepare(
@@ -74,7 +75,7 @@ def prepare(
   """
   if not config.secure.is_on:
     return None
-  privacy = None
+  private = None
   if config.privacy.head_items and open_rows is None:
     # Popularity that is declared to be public.
     order = np.argsort(
@@ -82,11 +83,14 @@ def prepare(
     open_rows = np.zeros(num_items, bool)
     open_rows[order[:config.privacy.head_items]] = True
   if config.secure.noise != 'none':
-    config, privacy = calibrate_noise(
-        config, train.counts, num_items, open_rows)
+    plan = calibrate_noise(config, train.counts, num_items, open_rows)
+    config = dataclasses.replace(config, privacy=dataclasses.replace(
+        config.privacy, epsilon=0.0,
+        noise_multiplier=plan.noise.noise_multiplier))
+    private = PrivateRun(plan, config, None, open_rows)
   return SecureRun(
       config, open_rows, open_sums(config, train.counts, num_items, open_rows),
-      privacy)
+      private)
 
 
 def expected_cohort(config: Config, num_examples: np.ndarray) -> int:
@@ -149,7 +153,7 @@ def open_sums(
 def calibrate_noise(
     config: Config, num_examples: np.ndarray, num_items: int,
     open_rows: np.ndarray | None = None
-) -> tuple[Config, dict[str, Any]]:
+) -> DistributedPlan:
   """Settles the noise that the clients add, and what it hides.
 
   The server invites the clients and so knows who takes part: drawing a cohort
@@ -168,51 +172,46 @@ def calibrate_noise(
     open_rows: bool [num_items]: the only rows that travel.
 
   Returns:
-    The config with a noise multiplier in place of epsilon, and the section
-    `privacy` of summary.json.
+    The plan, whose noise multiplier keeps the budget in the run's ring.
 
   Raises:
-    ValueError: For a budget that the ring cannot keep.
+    ValueError: For a budget that the ring cannot keep, or what would not be
+      private.
   """
   privacy, secure = config.privacy, config.secure
   sampler, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
   cohort = expected_cohort(config, num_examples)
-  times: collections.Counter[int] = collections.Counter()
-  for r in range(config.rounds):
-    times.update(int(c) for c in sampler(r))
-  busiest = max(times.values(), default=1)
+  totals = count_participations(sampler, config.rounds, len(num_examples))
   num_clients = int((num_examples > 0).sum())
   delta = privacy.delta or default_delta(num_clients)
-  clip_norm = privacy.l2_clip_norm or math.hypot(
-      privacy.item_clip_norm, privacy.shared_clip_norm)
-  noise = distributed.DistributedNoise(
+  noise = DistributedNoise(
       mechanism=secure.noise, noise_multiplier=privacy.noise_multiplier or 1.0,
-      l2_clip_norm=clip_norm, scale=1e6,
-      dimension=message_size(config, num_items, open_rows),
+      l2_clip_norm=privacy.l2_clip_norm or math.hypot(
+          privacy.item_clip_norm, privacy.shared_clip_norm),
+      scale=1e6, dimension=message_size(config, num_items, open_rows),
       min_survivors=secure.survivor_threshold(cohort))
-  spent: dict[str, Any] = dict(sampling_prob=1.0, rounds=busiest, delta=delta)
   if privacy.epsilon:
-    found = distributed.calibrate_distributed(
+    noise = distributed.calibrate_distributed(
         noise, privacy.epsilon, bits=secure.bits or 16, max_cohort=max_cohort,
-        **spent)
+        sampling_prob=1.0, rounds=max(1, totals[-1]), delta=delta)
     config = dataclasses.replace(config, privacy=dataclasses.replace(
-        privacy, epsilon=0.0, noise_multiplier=found.noise_multiplier))
+        privacy, epsilon=0.0, noise_multiplier=noise.noise_multiplier))
   ring = open_ring(config, num_examples, num_items, open_rows)
-  found = dataclasses.replace(
-      noise, noise_multiplier=config.privacy.noise_multiplier, scale=ring.scale)
-  return config, {
-      'unit': 'client', 'neighboring': 'replace_special',
-      'epsilon': distributed.distributed_epsilon(found, **spent),
-      'delta': delta, 'noise_multiplier': found.noise_multiplier,
-      'l2_clip_norm': clip_norm, 'sampling_prob': 1.0, 'accountant': 'rdp',
-      'fidelity': _FIDELITY, 'mechanism': secure.noise,
-      'epsilon_budget': privacy.epsilon or None, 'rounds': config.rounds,
-      'sums_of_the_busiest_client': busiest, 'num_clients': num_clients,
-      'cohort': cohort, 'min_survivors': found.min_survivors,
-      'share_stddev_integers': found.share_stddev,
-      'l2_sensitivity_integers': found.l2_sensitivity,
-      'head_items': privacy.head_items,
-  }
+  return make_distributed_plan(
+      dataclasses.replace(config, privacy=privacy),
+      dataclasses.replace(noise, scale=ring.scale), num_clients, cohort, totals,
+      delta)
+
+
+def count_participations(
+    sampler: Callable[[int], np.ndarray], rounds: int, num_clients: int
+) -> list[int]:
+  """Up to each round, the rounds of the client that is invited to most."""
+  times, totals = np.zeros(num_clients, np.int64), []
+  for r in range(rounds):
+    times[np.asarray(sampler(r), np.int64)] += 1
+    totals.append(int(times.max()))
+  return totals
 
 
 def draw_unions(
@@ -250,6 +249,15 @@ def draw_unions(
   return sizes
 
 
+def add_accounts(
+    run: SecureRun | None, lines: Sequence[dict[str, Any]]
+) -> None:
+  """Puts what its sums cost on the host into the lines of their rounds."""
+  if run is not None and run.sums is not None:
+    for line in lines:
+      line[secure_account.FIELD] = run.sums.take(line['round'] - 1)
+
+
 def describe(
     run: SecureRun, split: Split, simulation: Simulation,
     lines: Sequence[Mapping[str, Any]],
@@ -257,13 +265,15 @@ def describe(
   """The section `secure` of summary.json.
 
   Args:
-    run: Its secure sums; what they measured on the host is of this process
-      alone, so of the rounds since the last resume.
+    run: Its secure sums.
     split: Its data.
     simulation: Its compiled rounds.
     lines: Of metrics.jsonl, of the whole run.
   """
   config, open_rows, sums, _ = run
+  accounts = [line[secure_account.FIELD] for line in lines
+              if secure_account.FIELD in line]
+  totals = secure_account.add_up(accounts)
   secure, num_items = config.secure, split.num_items
   num_examples = split.train.counts
   ring = open_ring(config, num_examples, num_items, open_rows)
@@ -271,7 +281,7 @@ def describe(
   cohort = expected_cohort(config, num_examples)
   unions: list[int] = []
   if secure.rows == 'union' and simulation.placement.num_processes == 1:
-    unions = sums.union_sizes if sums is not None else draw_unions(
+    unions = totals.union_rows if sums is not None else draw_unions(
         simulation, len(num_examples), num_items, config.rounds)
   travelling = num_items if open_rows is None else int(np.sum(open_rows))
   if unions:
@@ -293,6 +303,7 @@ def describe(
       'min_survivors': secure.survivor_threshold(cohort),
       'survivors': sum(reported) / max(1, sum(n > 0 for n in reported)),
       'aborted_rounds': sum(n == 0 for n in reported), 'aborts': {},
+      'aborted': None,
       'uplink_payload_bytes_per_client': payload.up,
       'downlink_payload_bytes_per_client': payload.down,
       'bytes': 'payload alone: nothing is encrypted',
@@ -303,16 +314,22 @@ def describe(
   }
   up, down = float(payload.up), float(payload.down)
   if sums is not None:
-    rejected += sums.rejected
+    rejected += collections.Counter(totals.rejected)
     if secure.level in ('masked', 'protocol'):
       k, t = choose_for(secure, cohort)
       section |= {'num_neighbors': k, 'threshold': (
           t if secure.level == 'protocol' else None)}
-    section |= sums.describe()
-    if sums.participations:
-      # A round that was aborted is not in the count of its bytes.
-      up = sum(sums.uplink_bytes.values()) / sums.participations
-      down += sum(sums.downlink_bytes.values()) / sums.participations
+    section |= secure_account.describe(totals)
+    if sums.key_holder:
+      section['trusted'] = sums.key_holder
+    asked = totals.participations + totals.aborted_participations
+    section['total_bytes'] = float(
+        sum(totals.uplink_bytes.values()) + totals.aborted_uplink_bytes
+        + sum(totals.downlink_bytes.values()) + totals.aborted_downlink_bytes
+        + payload.down * asked)
+    if totals.participations:
+      up = sum(totals.uplink_bytes.values()) / totals.participations
+      down += sum(totals.downlink_bytes.values()) / totals.participations
   return section | {
       'rejected': {k: v for k, v in rejected.items() if v},
       'uplink_bytes_per_client': up, 'downlink_bytes_per_client': down}
@@ -331,4 +348,6 @@ def count_upload(
   return traffic | {
       'uplink_bytes_per_client': up, 'downlink_bytes_per_client': down,
       'sparse_uplink_bytes_per_client': traffic['uplink_bytes_per_client'],
-      'total_bytes': traffic['total_bytes'] / before * (up + down)}
+      # Where it was measured, with all that aborted rounds moved.
+      'total_bytes': secure.get(
+          'total_bytes', traffic['total_bytes'] / before * (up + down))}

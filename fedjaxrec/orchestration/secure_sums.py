@@ -5,15 +5,15 @@ from the operating system; who falls silent is part of the simulation, drawn
 from the run's seed, so that a run repeats.
 """
 
-import collections
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjaxrec.aggregation import protocol, row_union
+from fedjaxrec.aggregation.cost import Cost, SumNotRevealed
 from fedjaxrec.aggregation.graph import choose_graph, failure_bits
 from fedjaxrec.aggregation.identity import Identity, Registry, create_identity
 from fedjaxrec.aggregation.messages import STAGES, Reason, Stage
@@ -23,6 +23,7 @@ from fedjaxrec.aggregation.row_union import RowLayout
 from fedjaxrec.config import Config
 from fedjaxrec.config.secure import SecureConfig
 from fedjaxrec.hosted_rounds import HostSum
+from fedjaxrec.orchestration.secure_account import RoundAccount
 
 # Keeps the draws of who falls silent apart from the seed's other uses.
 _DROPOUT_STREAM = 0xD209
@@ -44,16 +45,10 @@ class SecureSums:
   """Sums a round's messages; a `SumOnHost` with an account.
 
   Attributes:
-    rounds: Rounds that were summed or aborted in this process.
-    aborts: Reason -> rounds without a sum.
-    rejected: Reason -> clients that were refused, or whose messages were.
-    survivors: Clients in the sums, over all rounds.
-    participations: Clients that were asked, over all rounds.
-    uplink_bytes, downlink_bytes: Stage -> bytes of all clients and rounds.
-    between_bytes: Bytes between servers.
-    client_s, server_s: Processor seconds of all clients and of the servers.
-    union_sizes: Rows of the union in each round, where it is asked for.
-    inexact_rounds: Rounds whose decrypted sum did not round to the integers.
+    threshold: Fewest clients whose sum is opened.
+    accounts: Round -> its account, until `take` hands it over.
+    key_holder: Who could decrypt what, with secure.level=he; empty before the
+      first round.
   """
 
   def __init__(self, config: Config, bits: int, max_message: float,
@@ -69,58 +64,39 @@ class SecureSums:
     self.threshold = config.secure.survivor_threshold(cohort)
     self._registry = Registry()
     self._identities: dict[int, Identity] = {}
-    self.rounds = self.survivors = self.participations = 0
-    self.aborts: collections.Counter[str] = collections.Counter()
-    self.rejected: collections.Counter[str] = collections.Counter()
-    self.uplink_bytes: collections.Counter[str] = collections.Counter()
-    self.downlink_bytes: collections.Counter[str] = collections.Counter()
-    self.between_bytes = self.inexact_rounds = 0
-    self.client_s = self.server_s = 0.0
-    self.union_sizes: list[int] = []
+    self.accounts: dict[int, RoundAccount] = {}
+    self._account = RoundAccount()
     self.key_holder = ''
 
   def __call__(
       self, messages: dict[int, np.ndarray], round_index: int
   ) -> HostSum:
     """Sums what survives; zeros and nobody where the round is aborted."""
-    self.rounds += 1
-    self.participations += len(messages)
-    nothing = HostSum(np.zeros(self._layout.dimension, np.uint32), 0)
+    account = self._account = RoundAccount(asked=len(messages))
+    self.accounts[round_index] = account
+    nothing = HostSum(np.zeros(self._layout.dimension, np.uint32), 0, ())
     fewest = max(self.threshold, 3 if self._uses_graph else 2)
     if len(messages) < fewest:
-      self.aborts['too_few_invited'] += 1
+      account.aborted = 'too_few_invited'
       return nothing
     silent = draw_dropouts(
         sorted(messages), self._secure.dropout, self._seed, round_index)
     try:
       total, survivors = self._sum_rows(messages, round_index, silent)
     except RoundAborted as error:
-      self.aborts[error.reason.value] += 1
-      self.rejected.update(r.value for r in error.rejected.values())
+      account.aborted = error.reason.value
+      account.add(error.cost, error.rejected.values())
       return nothing
-    self.survivors += len(survivors)
-    return HostSum(total, len(survivors))
+    account.survivors = len(survivors)
+    return HostSum(total, len(survivors), survivors)
 
   @property
   def _uses_graph(self) -> bool:
     return self._secure.level in ('masked', 'protocol')
 
-  def describe(self) -> dict[str, Any]:
-    """What it measured, for the section `secure` of summary.json."""
-    asked = max(1, self.participations)
-    words = {'bytes': 'measured, of all messages of the rounds with a sum',
-             'measured_rounds': self.rounds, 'aborts': dict(self.aborts),
-             'exact': not self.inexact_rounds,
-             'client_s': self.client_s, 'server_s': self.server_s,
-             'uplink_bytes_by_stage': {
-                 stage: n / asked for stage, n in self.uplink_bytes.items()},
-             'downlink_bytes_by_stage': {
-                 stage: n / asked for stage, n in self.downlink_bytes.items()}}
-    if self.between_bytes:
-      words['between_servers_bytes'] = self.between_bytes
-    if self.key_holder:
-      words['trusted'] = self.key_holder
-    return words
+  def take(self, round_index: int) -> dict[str, Any]:
+    """Hands over a round's account, as JSON types; it is forgotten here."""
+    return self.accounts.pop(round_index).to_json()
 
   def _sum_rows(self, messages, round_index, silent) -> _Outcome:
     """Sums whole messages, or those of their rows that travel."""
@@ -133,7 +109,7 @@ class SecureSums:
           for client, vector in messages.items()},
           row_union.UNION_BITS, 2 * round_index, before)
       found = union.total != 0
-      self.union_sizes.append(int(found.sum()))
+      self._account.union_rows = int(found.sum())
       rows = row_union.padded_rows(found)
       messages = {client: messages[client] for client in union.survivors}
     if rows is not None:
@@ -152,9 +128,6 @@ class SecureSums:
     secure = self._secure
     result: Any
     gone = {c for c, stage in silent.items() if stage <= _BEFORE_UPLOAD}
-    if secure.level in ('shares', 'he') and (
-        len(vectors) - len(gone & vectors.keys()) < self.threshold):
-      raise _too_few(len(vectors) - len(gone), self.threshold)
     if secure.level == 'masked':
       graph = choose_for(secure, len(vectors))
       result = protocol.run_masked_sum(
@@ -164,20 +137,18 @@ class SecureSums:
       result = self._run_protocol(vectors, bits, number, silent)
     elif secure.level == 'shares':
       from fedjaxrec.aggregation.secret_shares import run_shared_sum
-      result = run_shared_sum(
-          vectors, bits=bits, num_servers=secure.num_servers,
-          l2_bound=None if bits != self._bits else self._l2_bound,
-          dropouts=gone & vectors.keys(), min_survivors=self.threshold)
-      self.between_bytes += result.between_bytes
+      with _as_aborted():
+        result = run_shared_sum(
+            vectors, bits=bits, num_servers=secure.num_servers,
+            l2_bound=None if bits != self._bits else self._l2_bound,
+            dropouts=gone & vectors.keys(), min_survivors=self.threshold)
     else:
-      result = self._run_homomorphic(vectors, bits)
-    for account, traffic in ((self.uplink_bytes, result.uplink_bytes),
-                             (self.downlink_bytes, result.downlink_bytes)):
-      for stage, by_client in traffic.items():
-        account[stage] += sum(by_client.values())
-    self.client_s += result.client_s
-    self.server_s += result.server_s
-    self.rejected.update(str(reason) for reason in result.rejected.values())
+      with _as_aborted():
+        result = self._run_homomorphic(vectors, bits)
+    self._account.add(
+        Cost(result.uplink_bytes, result.downlink_bytes, result.client_s,
+             result.server_s, getattr(result, 'between_bytes', 0)),
+        result.rejected.values())
     return _Outcome(result.sum, tuple(result.survivors))
 
   def _run_protocol(self, vectors, bits, number, silent):
@@ -216,7 +187,7 @@ class SecureSums:
     plain = np.zeros_like(total)
     for client in result.survivors:
       plain += vectors[client]
-    self.inexact_rounds += not np.array_equal(
+    self._account.exact = np.array_equal(
         total, plain & np.uint32(2**bits - 1))
     return result._replace(sum=total)
 
@@ -337,7 +308,12 @@ def to_signed(vector: np.ndarray, bits: int) -> np.ndarray:
   return np.where(signed >> (bits - 1), signed - 2**bits, signed)
 
 
-def _too_few(survivors: int, threshold: int) -> RoundAborted:
-  return RoundAborted(
-      Reason.TOO_FEW_SURVIVORS, Stage.MASKED_INPUT, {},
-      f'survivors={survivors} are below min_survivors={threshold}')
+@contextlib.contextmanager
+def _as_aborted() -> Iterator[None]:
+  """A sum that is not revealed is a round without one."""
+  try:
+    yield
+  except SumNotRevealed as error:
+    raise RoundAborted(
+        Reason.TOO_FEW_SURVIVORS, Stage.MASKED_INPUT, error.rejected,
+        str(error), error.cost) from error

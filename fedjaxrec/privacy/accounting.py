@@ -17,6 +17,7 @@ as noise over *sensitivity*, which under replace_one is twice the clip norm,
 while the events define it as noise over the clip norm: it is halved here.
 """
 
+import dataclasses
 import importlib.metadata
 import math
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ import scipy.stats
 from dp_accounting import dp_event, pld, rdp
 from dp_accounting.pld import pld_pmf, privacy_loss_distribution
 
+from fedjaxrec.privacy.integer_noise import DistributedNoise, distributed_rdp
+
 NEIGHBORING = {
     'add_or_remove_one': dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
     'replace_special': dp_accounting.NeighboringRelation.REPLACE_SPECIAL,
@@ -37,7 +40,7 @@ NEIGHBORING = {
 COARSE = 1e-3  # Interval of the privacy losses for searching and for budgets.
 FINE = 1e-4  # Interval for the epsilon that is reported.
 # Whole orders: the fractional ones are numerically fragile, and no better here.
-_ORDERS = (*range(2, 33), *range(34, 65, 2), *range(72, 129, 8), 192, 256, 512)
+ORDERS = (*range(2, 33), *range(34, 65, 2), *range(72, 129, 8), 192, 256, 512)
 
 DpEvent: TypeAlias = Any  # dp_event.DpEvent, which ships no types.
 
@@ -167,6 +170,16 @@ def dpals(
   return releases
 
 
+@dataclasses.dataclass(frozen=True)
+class DistributedNoiseDpEvent(dp_event.DpEvent):
+  """A secure sum of integers with the clients' noise, whose server knows them.
+
+  By RDP alone, under add_or_remove_one and replace_special: a client moves the
+  sum by its own integers, no further than the noise's l2_sensitivity.
+  """
+  noise: DistributedNoise
+
+
 def truncation_probability(
     num_clients: int, sampling_prob: float, cap: int
 ) -> float:
@@ -275,6 +288,18 @@ class _PldAccountant(pld.PLDAccountant):
     return super()._maybe_compose(event, count, do_compose)
 
 
+class _RdpAccountant(rdp.RdpAccountant):
+  """dp-accounting's, with the clients' noise of a secure sum."""
+
+  def _maybe_compose(self, event, count, do_compose):
+    if isinstance(event, DistributedNoiseDpEvent) and (
+        self.neighboring_relation is not NEIGHBORING['replace_one']):
+      if do_compose:
+        self._rdp += count * distributed_rdp(event.noise, self._orders)
+      return None
+    return super()._maybe_compose(event, count, do_compose)
+
+
 def _halved(event: DpEvent) -> DpEvent:
   """The event for an accountant that divides by the sensitivity, here 2."""
   if isinstance(event, dp_event.GaussianDpEvent):
@@ -334,7 +359,7 @@ def epsilon(
   if left <= 0:
     return math.inf
   composer = (_PldAccountant(relation, interval) if accountant == 'pld'
-              else rdp.RdpAccountant(_ORDERS, relation))
+              else _RdpAccountant(ORDERS, relation))
   for release in releases:
     event = release.event
     if accountant == 'rdp' and neighboring == 'replace_one':
@@ -385,6 +410,9 @@ def event_to_json(event: DpEvent) -> dict[str, Any]:
     if isinstance(value, (list, tuple)):
       return [plain(item) for item in value]
     return value
+  if isinstance(event, DistributedNoiseDpEvent):
+    return {'module_name': __name__, 'class_name': type(event).__name__,
+            **dataclasses.asdict(event.noise)}
   return plain(event.to_named_tuple())
 
 
@@ -402,6 +430,9 @@ def event_from_json(value: dict[str, Any]) -> DpEvent:
     fields = {key: build(entry) for key, entry in item.items()
               if key not in ('module_name', 'class_name')}
     name = str(item.get('class_name'))
+    if (item.get('module_name'), name) == (
+        __name__, DistributedNoiseDpEvent.__name__):
+      return DistributedNoiseDpEvent(DistributedNoise(**fields))
     kind: Any = getattr(dp_event, name, None)
     is_event = isinstance(kind, type) and issubclass(kind, dp_event.DpEvent)
     if item.get('module_name') != dp_event.__name__ or not is_event:

@@ -8,7 +8,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from fedjaxrec.privacy import accounting, ledger, local
+from fedjaxrec.privacy import accounting, distributed_plan, ledger, local
 
 _RELATIONS = {
     'add_or_remove_one': 'populations that differ by one client who takes part '
@@ -69,11 +69,19 @@ def explain(
           'server does.' if header.unit == local.UNIT else
           'The shared model after every one of these rounds, and everything '
           'computed from it, for an adversary who knows all clients but one.',
-          *(f'The released {release.label}.' for release in spent.releases
+          *(_covered(release.label) for release in spent.releases
             if release.label not in ('rounds', local.UPLOADS))],
       'does_not_cover': list(header.uncovered),
   }
   return {**result, 'meaning': _meaning(result)}
+
+
+def _covered(label: str) -> str:
+  if label == distributed_plan.LABEL:
+    return ('The sums themselves, as the server of the secure sum sees them: '
+            'the clients add the noise, and a client pays for each sum that it '
+            'is in.')
+  return f'The released {label}.'
 
 
 def _meaning(result) -> str:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from fedjaxrec.config import Config, to_dict
 from fedjaxrec.privacy import accounting, chain, local
 from fedjaxrec.privacy.accounting import Release
+from fedjaxrec.privacy.distributed_plan import DistributedPlan
 from fedjaxrec.privacy.local import LocalPlan
 from fedjaxrec.privacy.plan import PrivacyPlan
 
@@ -116,7 +117,7 @@ def config_digest(config: Config) -> str:
 
 
 def make_header(
-    plan: PrivacyPlan | LocalPlan, config: Config
+    plan: PrivacyPlan | DistributedPlan | LocalPlan, config: Config
 ) -> Header:
   """The header of a run's ledger; without a budget, the plan's epsilon is it.
   """

@@ -54,6 +54,9 @@ def _central(privacy):
                     ('clip norm', 'l2_clip_norm')):
     if get(key) is not None:
       noise += f', {word} {get(key):.4g}'
+  if get('min_survivors'):
+    noise += (f', added by the clients in shares of which '
+              f'{get("min_survivors"):,} make it up')
   if get('head_items'):
     noise += (f'; on the {get("head_items"):,} head rows alone, chosen from '
               f'{get("head_source")} popularity')

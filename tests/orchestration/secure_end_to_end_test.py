@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from fedjaxrec.aggregation.messages import Stage
-from fedjaxrec.orchestration import experiment, secure, secure_sums
+from fedjaxrec.orchestration import (
+  experiment,
+  secure,
+  secure_account,
+  secure_sums,
+)
 from fedjaxrec.simulation import make_simulation
 from tests.orchestration.resume_test import train_until
 from tests.small_runs import (
@@ -31,7 +36,7 @@ def small(level, **changes):
 
 
 def play(config, rounds=2, spoil=None):
-  """(server's state after the rounds, metrics, sums on the host)."""
+  """(table before, state after, reported, rejected, totals on the host)."""
   train = make_interactions(ROWS, NUM_ITEMS)
   run = secure.prepare(config, train, NUM_ITEMS)
   sums = run.sums
@@ -45,7 +50,9 @@ def play(config, rounds=2, spoil=None):
   return (before, [np.array(x) for x in jax.tree.leaves(
       (state.server.item_table, state.server.shared))],
           [int(n) for n in np.asarray(metrics.reported)[:rounds]],
-          [int(n) for n in np.asarray(metrics.rejected)[:rounds]], sums)
+          [int(n) for n in np.asarray(metrics.rejected)[:rounds]],
+          sums and secure_account.add_up(
+              sums.take(r) for r in range(rounds)))
 
 
 def assert_same(left, right):
@@ -79,7 +86,7 @@ def test_every_level_has_the_same_model_bit_for_bit(ideal, changes):
   assert_same(after, ideal[1])
   assert reported == [6, 6]
   assert sums.rounds == 2 and not sums.aborts and not sums.rejected
-  assert sum(sums.uplink_bytes.values()) > 0
+  assert sums.participations == 12 and sum(sums.uplink_bytes.values()) > 0
   assert not sums.inexact_rounds
 
 
@@ -116,6 +123,9 @@ def test_an_aborted_round_leaves_the_model_alone():
   before, after, reported, _, sums = play(config)
   assert reported == [0, 0]
   assert sums.aborts == {'too_few_survivors': 2}
+  # What was sent in vain stands apart.
+  assert not sums.uplink_bytes and sums.participations == 0
+  assert sums.aborted_participations == 12 and sums.aborted_uplink_bytes > 0
   assert_same(before, after[:len(before)])
 
 
@@ -257,10 +267,11 @@ def test_a_budget_is_kept_and_used_up_in_the_ring_of_the_run():
 
   short, long = plan(2), plan(12)
   for found in (short, long):
-    assert 0.97 * 8 < found.privacy['epsilon'] <= 8
-    assert found.privacy['sampling_prob'] == 1
+    spent = found.private.plan.epsilon()
+    assert 0.97 * 8 < spent <= 8
+    assert found.private.plan.schedule.sampling_prob == 1
     assert found.config.privacy.noise_multiplier == (
-        found.privacy['noise_multiplier'])
-  assert short.privacy['sums_of_the_busiest_client'] <= 2
-  assert long.privacy['noise_multiplier'] > (
-      1.2 * short.privacy['noise_multiplier'])
+        found.private.plan.noise.noise_multiplier)
+  assert short.private.plan.totals[-1] <= 2
+  assert long.private.plan.noise.noise_multiplier > (
+      1.2 * short.private.plan.noise.noise_multiplier)

@@ -9,8 +9,8 @@ import scipy.special
 import scipy.stats
 
 from fedjaxrec.aggregation import ranges
-from fedjaxrec.privacy import accounting, distributed
-from fedjaxrec.privacy.distributed import DistributedNoise
+from fedjaxrec.privacy import accounting, distributed, integer_noise
+from fedjaxrec.privacy.integer_noise import DistributedNoise
 
 N = 6040
 SAMPLING = dict(sampling_prob=100 / N, rounds=2000, delta=N**-1.1)
@@ -51,11 +51,11 @@ def test_the_skellam_bound_holds_and_is_no_looser_than_it_must_be(
   orders = [2, 4, 8]
   exact = [divergence(a, skellam_pmf(stddev, shift), skellam_pmf(stddev, 0))
            for a in orders]
-  bound = distributed.skellam_rdp(orders, stddev**2, shift, shift)
+  bound = integer_noise.skellam_rdp(orders, stddev**2, shift, shift)
   assert (bound >= exact).all()
   if stddev >= 4:
     # For a quarter more noise than there is it would not (positive control).
-    more = distributed.skellam_rdp(orders, 1.25 * stddev**2, shift, shift)
+    more = integer_noise.skellam_rdp(orders, 1.25 * stddev**2, shift, shift)
     assert more[0] < exact[0]
 
 
@@ -65,12 +65,12 @@ def test_the_discrete_gaussian_bound_holds(sigma, n, shift):
   orders = [2, 4]
   exact = [divergence(a, discrete_gaussian_sum_pmf(sigma, n, shift),
                       discrete_gaussian_sum_pmf(sigma, n, 0)) for a in orders]
-  bound = distributed.discrete_gaussian_rdp(orders, sigma, n, 1, shift, shift)
+  bound = integer_noise.discrete_gaussian_rdp(orders, sigma, n, 1, shift, shift)
   # The sums above are good to 1e-9.
   assert (bound >= np.array(exact) * (1 - 1e-9)).all()
   # With a share more than there is it would not hold (positive control).
   if sigma == 2.0:
-    more = distributed.discrete_gaussian_rdp(
+    more = integer_noise.discrete_gaussian_rdp(
         orders, sigma, n + 1, 1, shift, shift)
     assert (more < exact).all()
 
@@ -84,7 +84,7 @@ def test_the_bound_of_sampling_holds_for_the_mechanism_itself(q):
   orders = [2, 3, 6]
   exact = [max(divergence(a, mixture, without), divergence(a, without, mixture))
            for a in orders]
-  base = lambda orders: distributed.skellam_rdp(orders, stddev**2, 1, 1)
+  base = lambda orders: integer_noise.skellam_rdp(orders, stddev**2, 1, 1)
   bound = [distributed.sampled_rdp(a, q, base) for a in orders]
   assert (np.array(bound) >= exact).all()
   assert (np.array(bound) <= base(orders)).all()
@@ -110,7 +110,7 @@ def test_with_a_fine_scale_and_no_sampling_it_is_the_gaussian():
   gaussian = accounting.rdp.compute_epsilon(
       distributed.ORDERS, [10 * a / 2 / 8.0**2 for a in distributed.ORDERS],
       1e-5)[0]
-  for mechanism in distributed.MECHANISMS:
+  for mechanism in integer_noise.MECHANISMS:
     got = distributed.distributed_epsilon(
         noise(8.0, 1e5, 100, mechanism=mechanism), **sampling)
     assert gaussian <= got < 1.001 * gaussian
@@ -150,7 +150,7 @@ def test_epsilon_falls_with_noise_scale_and_rounds_left():
   assert min(worse) > base
 
 
-@pytest.mark.parametrize('mechanism', distributed.MECHANISMS)
+@pytest.mark.parametrize('mechanism', integer_noise.MECHANISMS)
 def test_calibration_meets_its_target_and_wastes_little(mechanism):
   start = noise(mechanism=mechanism)
   found = distributed.calibrate_distributed(start, 4.0, **SAMPLING)
