@@ -182,7 +182,8 @@ def make_local_training(
     personal, shared = dense
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     if numbered:
-      flat = Numbered(flat, numbers.reshape(-1))
+      flat = Numbered(flat, numbers.reshape(-1),
+                      jnp.repeat(labels, used.shape[1]))
     scores = (
         score(personal, flat, shared).reshape(used.shape)
         if score_batch is None

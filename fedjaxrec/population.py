@@ -71,15 +71,27 @@ class Known(NamedTuple):
   values: Array
 
 
+class Moment(NamedTuple):
+  """When a client asks for recommendations; as little a parameter as `Known`.
+
+  Attributes:
+    code: float32 [] of one client; see `data.context.encode_moments`.
+  """
+  code: Array
+
+
 class Numbered(NamedTuple):
   """Rows of an item table that say which items they are of.
 
   Attributes:
     rows: Leaves [num_rows, ...].
     numbers: int32 [num_rows]; num_items for an unused slot.
+    moments: float32 [num_rows]: when each is asked for, in training the label
+      of its interaction; None: at the client's `Moment`.
   """
   rows: PyTree
   numbers: Array
+  moments: Array | None = None
 
 
 def place_clients(
@@ -178,12 +190,12 @@ def is_by_item(x: Any) -> bool:
 
 
 def is_known(x: Any) -> bool:
-  """Whether a part of the personal parameters is a client's own features."""
-  return isinstance(x, Known)
+  """Whether a part of the personal parameters is known and not trained."""
+  return isinstance(x, (Known, Moment))
 
 
 def parameters(tree: PyTree) -> list:
-  """The leaves of a pytree that are parameters: all but those of `Known`."""
+  """The leaves of a pytree that are parameters: all that are not known."""
   return [x for x in jax.tree.leaves(tree, is_leaf=is_known)
           if not is_known(x)]
 
@@ -198,7 +210,16 @@ def fill_known(personal: PyTree, features: np.ndarray | None) -> PyTree:
   if features is None:
     return personal
   return jax.tree.map(
-      lambda x: Known(features) if is_known(x) else x, personal,
+      lambda x: Known(features) if isinstance(x, Known) else x, personal,
+      is_leaf=is_known)
+
+
+def at_moment(personal: PyTree, codes: np.ndarray | None) -> PyTree:
+  """Says when clients ask: float32 codes with the leading axes of personal."""
+  if codes is None:
+    return personal
+  return jax.tree.map(
+      lambda x: Moment(codes) if isinstance(x, Moment) else x, personal,
       is_leaf=is_known)
 
 

@@ -263,6 +263,12 @@ def make_simulation(
   num_examples = np.diff(offsets)
   num_clients = len(num_examples)
   labels = label_interactions(config, offsets, labels)
+  if side is not None and side.train_moments is not None:
+    if len(side.train_moments) != len(items):
+      raise ValueError(
+          f'side.train_moments has {len(side.train_moments)} entries, but there '
+          f'are {len(items)} interactions; give one each, in their order.')
+    labels = side.train_moments
   sampler, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
   placement = parallel.choose_placement(config.parallel, devices)
   num_devices = placement.num_devices

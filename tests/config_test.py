@@ -334,7 +334,7 @@ def test_every_number_and_every_choice_has_a_refusal():
     'fedrap.rising', 'meta.hessian', 'objective.repeated_negatives',
     'client.control_variates',
     'fedpergnn.spare_target',
-    'two_tower.personal_vector', 'two_tower.start',
+    'two_tower.personal_vector', 'two_tower.start', 'two_tower.context',
   }
   refused = {field for _, arguments, _ in REFUSED for field in arguments}
   for section in dataclasses.fields(Config):

@@ -21,6 +21,8 @@ class TwoTowerConfig:
       which never travel; without, features say all about a user.
     spreadout: Weight of the spreadout term, the mean square of the scalar
       products of an interaction's item and its negatives; 0: none.
+    context: Whether the moment of asking is read: time of day and of the week,
+      and how long ago the client's last interaction was.
     start: Run directory of a trained two_tower that this run grows from: what
       it knows by the same ids and columns is taken over, and rows of new items
       and weights of new columns begin at zero; empty: a new model.
@@ -30,6 +32,7 @@ class TwoTowerConfig:
   item_hidden: tuple[int, ...] = ()
   personal_vector: bool = True
   spreadout: float = 0.0
+  context: bool = False
   start: str = ''
   frozen: bool = False
 
@@ -96,6 +99,11 @@ def check_side_features(config: Any) -> None:
         f'two_tower.spreadout={settings.spreadout} with objective.name='
         f'{config.objective.name}: it spreads an item and its negatives, and '
         'there are none; use 0, or objective.name=bce.')
+  if settings.context and config.objective.name == 'squared_error':
+    raise ValueError(
+        'two_tower.context=True with objective.name=squared_error: the moment '
+        'of an interaction stands where its rating would; use '
+        'objective.name=bce, or no context.')
   if config.secure.on_host or config.secure.noise != 'none':
     raise ValueError(
         f'secure.level={config.secure.level} and secure.noise='

@@ -8,6 +8,10 @@ from fedjaxrec.data.interactions import Interactions
 
 NAMES = ('hour_sin', 'hour_cos', 'weekday_sin', 'weekday_cos', 'recency',
          'first')
+# Steps of the recency, 0 to 1 in 32; longer than a year is a year.
+_RECENCY_STEPS = 32
+_HOURS = 7 * 24
+NUM_MOMENTS = 2 * (_RECENCY_STEPS + 1) * _HOURS
 _DAY_S = 24 * 3600
 _YEAR_HOURS = 365.25 * 24
 

@@ -2,11 +2,13 @@
 
 s_ui = q_u . v_i + b_i + b_u + b with
 
-  q_u        = UserTower(x_u) + p_u
+  q_u        = UserTower(x_u) + p_u + W c
   (v_i, b_i) = ItemTower(y_i) + row i of the item table
 
 x_u are a user's features (age, occupation), y_i an item's (genre, year). A
-tower is a linear map, or a perceptron with `hidden` layers.
+tower is a linear map, or a perceptron with `hidden` layers. c is the moment of
+asking: time of day and week, and how long ago the client's last interaction was
+(two_tower.context); a client's clock knows it, and it never travels.
 
 Where things live. Personal: x_u, p_u and b_u; features are no parameters, and
 no round changes them. Travels: touched item rows, and both towers whole, down;
@@ -39,13 +41,15 @@ import numpy as np
 from flax import nnx
 
 from fedjaxrec.config import ModelConfig, TwoTowerConfig
+from fedjaxrec.data.context import NAMES as CONTEXT_NAMES
+from fedjaxrec.data.context import decode_moments
 from fedjaxrec.models.recommender import (
     ItemTable,
     Personal,
     Recommender,
     make_recommender,
 )
-from fedjaxrec.population import Known, Numbered
+from fedjaxrec.population import Known, Moment, Numbered
 
 PyTree = Any
 
@@ -57,10 +61,19 @@ class SideInputs(NamedTuple):
     users: float32 [num_users, width]; None where there is none.
     items: float32 [num_items, width]; None where there is none.
     new_items: bool [num_items]: items that join after training; None: none.
+    train_moments: float32 [interactions]: when each training interaction was,
+      as `data.context.encode_moments` has it; None: no context is read.
+    fold_in_moments: The same of what held-out users show.
+    validation_moments: float32 [num_users]: when each is asked in validation.
+    test_moments: The same of the test.
   """
   users: np.ndarray | None = None
   items: np.ndarray | None = None
   new_items: np.ndarray | None = None
+  train_moments: np.ndarray | None = None
+  fold_in_moments: np.ndarray | None = None
+  validation_moments: np.ndarray | None = None
+  test_moments: np.ndarray | None = None
 
 
 class Tower(nnx.Module):
@@ -95,7 +108,8 @@ class TwoTower(nnx.Module):
 
   def __init__(
       self, config: ModelConfig, settings: TwoTowerConfig, user_width: int,
-      item_width: int, has_new: bool, num_items: int, key: jax.Array
+      item_width: int, has_new: bool, has_context: bool, num_items: int,
+      key: jax.Array
   ):
     user_key, item_key, tower_key = jax.random.split(key, 3)
     dim, scale = config.dim, config.init_scale
@@ -117,6 +131,12 @@ class TwoTower(nnx.Module):
       self.item_features = ItemTable(jnp.zeros((num_items, item_width)))
       self.item_tower = Tower(
           item_width, settings.item_hidden, dim + 1, scale, rngs)
+    if has_context:
+      width = len(CONTEXT_NAMES)
+      self.context = ItemTable(jnp.zeros((num_items, width)))
+      self.context_map = nnx.Linear(
+          width, dim, use_bias=False,
+          kernel_init=nnx.initializers.normal(scale), rngs=rngs)
     if has_new:
       self.is_new = ItemTable(jnp.zeros(num_items, bool))
 
@@ -140,7 +160,10 @@ class TwoTower(nnx.Module):
       query = query + self.user_tower(self.user_features[...])
     if self.has_vector:
       query, bias = query + self.user[...], bias + self.user_bias[...]
-    return vectors @ query + biases + bias
+    scores = vectors @ query + biases + bias
+    if hasattr(self, 'context_map'):
+      scores += (vectors * self.context_map(self.context[...])).sum(-1)
+    return scores
 
 
 class _ItemVectors(TwoTower):
@@ -174,6 +197,7 @@ def make_two_tower(
       raise ValueError(
           f'side.{name} has {len(table)} rows, but num_items={num_items}; give '
           'one row an item, in the order of their ids.')
+  has_context = side.train_moments is not None
   has_new = side.new_items is not None and bool(side.new_items.any())
   user_width, item_width = (
       0 if table is None else table.shape[1]
@@ -181,22 +205,27 @@ def make_two_tower(
 
   def build(model: type[TwoTower]) -> Recommender:
     return make_recommender(lambda key: model(
-        config, settings, user_width, item_width, has_new, num_items, key))
+        config, settings, user_width, item_width, has_new, has_context,
+        num_items, key))
 
   base, encoder = build(TwoTower), build(_ItemVectors)
   public = {name: jnp.asarray(table) for name, table in (
       ('item_features', side.items),
       ('is_new', side.new_items if has_new else None)) if table is not None}
+  moments = jnp.asarray(decode_moments()) if has_context else None
+  known = {*public, *(['context'] if has_context else [])}
 
   def init_server(key):
     table, shared = base.init_server(key)
     return {name: leaf for name, leaf in table.items()
-            if name not in public}, shared
+            if name not in known}, shared
 
   def init_personal(key):
     own = base.init_personal(key)
     if user_width:
       own['user_features'] = Known(own['user_features'])
+    if has_context:
+      own['moment'] = Moment(jnp.zeros(()))
     return own
 
   def informed(personal, item_rows):
@@ -204,8 +233,9 @@ def make_two_tower(
     if user_width:
       known = personal['user_features'].values
       personal = personal | {'user_features': jax.lax.stop_gradient(known)}
+    codes = None
     if isinstance(item_rows, Numbered):
-      item_rows, numbers = item_rows
+      item_rows, numbers, codes = item_rows
     elif len(item_rows['item_bias']) == num_items:
       numbers = jnp.arange(num_items)
     else:
@@ -214,9 +244,17 @@ def make_two_tower(
           f'{num_items} without their numbers: features are looked up by them; '
           'give Numbered(rows, numbers).')
     # A slot without an item has the number num_items: zeros.
-    return personal, item_rows | {
+    item_rows = item_rows | {
         name: table.at[numbers].get(mode='fill', fill_value=0)
         for name, table in public.items()}
+    if moments is not None:
+      if codes is None:
+        codes = jnp.broadcast_to(personal['moment'].code, numbers.shape)
+      item_rows['context'] = moments[
+          jax.lax.stop_gradient(codes).astype(jnp.int32)]
+      personal = {name: leaf for name, leaf in personal.items()
+                  if name != 'moment'}
+    return personal, item_rows
 
   def score(personal, item_rows, shared):
     personal, item_rows = informed(personal, item_rows)

@@ -23,7 +23,7 @@ from fedjaxrec.evaluation.metrics import Ranks
 from fedjaxrec.evaluation.ranking import make_ranker
 from fedjaxrec.personalization.finetuning import make_finetuning
 from fedjaxrec.personalization.fold_in import make_fold_in
-from fedjaxrec.population import Numbered, is_known
+from fedjaxrec.population import Numbered, at_moment, is_known
 from fedjaxrec.simulation import Simulation
 
 PyTree = Any
@@ -141,6 +141,10 @@ def make_evaluator(
         lambda x: x if is_known(x) else np.broadcast_to(
             x[trained].mean(0), x.shape), personal, is_leaf=is_known)
 
+  def moments(part):
+    # None where no model asks when something happened.
+    return simulation.side and getattr(simulation.side, f'{part}_moments')
+
   def number(item_table):
     if not simulation.algorithm.numbered:
       return item_table
@@ -173,7 +177,9 @@ def make_evaluator(
           simulation.algorithm, jax.tree.map(np.asarray, state.server),
           personal, own, users, int(rounds), config.client.batch_size,
           simulation.key,
-          label_interactions(config, own.offsets, own.ratings))
+          moments('fold_in' if own is split.fold_in else 'train')
+          if moments('train') is not None
+          else label_interactions(config, own.offsets, own.ratings))
     scores = kept['scores']
     rank = make_test_ranker(controls.score_from_matrix, users)
     return summarise(
@@ -188,6 +194,7 @@ def make_evaluator(
 
   def test(personal, item_table, shared):
     personal = fold_in(personal, item_table, shared)
+    personal = at_moment(personal, moments('test'))
     item_table = number(item_table)
     personalised = rank_test(personal, item_table, shared)
     aggregated = rank_aggregated(mean_of_trained(personal), item_table, shared)
@@ -245,7 +252,8 @@ def make_evaluator(
 
   def validate(personal, item_table, shared):
     ranks = rank_validation(
-        fold_in(personal, item_table, shared), number(item_table), shared)
+        at_moment(fold_in(personal, item_table, shared),
+                  moments('validation')), number(item_table), shared)
     return {name: float(values.mean()) for name, values in
             metrics.per_user_metrics(ranks, ks).items()}
 

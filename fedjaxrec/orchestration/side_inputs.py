@@ -15,6 +15,7 @@ from fedjaxrec.algorithms.growth import (
     same_structure,
 )
 from fedjaxrec.config import Config
+from fedjaxrec.data.context import encode_moments
 from fedjaxrec.data.feature_files import load_features
 from fedjaxrec.data.feature_growth import extend
 from fedjaxrec.data.features import Features
@@ -57,19 +58,44 @@ def load_side_inputs(
   if (split.test_candidates is not None
       and split.validation_candidates is not None):
     new_items = split.test_candidates | split.validation_candidates
+  when = load_moments(split) if config.two_tower.context else {}
   if not config.two_tower.start:
     return SideInputs(
         None if found.users is None else found.users.matrix(),
-        None if found.items is None else found.items.matrix(), new_items), None
+        None if found.items is None else found.items.matrix(), new_items,
+        **when), None
   before = read_config(config.two_tower.start)
   old = load_split(before)
   known = load_features(before.data, old.train.user_ids, old.train.item_ids)
   users, user_entries = _grow(known.users, found.users, 'user')
   items, item_entries = _grow(known.items, found.items, 'item')
-  return SideInputs(users, items, new_items), Places(
+  return SideInputs(users, items, new_items, **when), Places(
       find_places(old.train.item_ids, split.train.item_ids),
       find_places(old.train.user_ids, split.train.user_ids),
       item_entries, user_entries)
+
+
+def load_moments(split: Split) -> dict[str, np.ndarray]:
+  """When everything happened, from nothing later: the moments of SideInputs.
+
+  A user is asked at the moment of the earliest interaction that is held out.
+
+  Raises:
+    ValueError: If the source has no times.
+  """
+  shown = (split.train, split.fold_in)
+
+  def asked(part, history):
+    codes = np.zeros(split.num_users, np.float32)
+    there = part.counts > 0
+    codes[there] = encode_moments(part, history)[part.offsets[:-1][there]]
+    return codes
+
+  return {
+      'train_moments': encode_moments(split.train),
+      'fold_in_moments': encode_moments(split.fold_in),
+      'validation_moments': asked(split.validation, shown),
+      'test_moments': asked(split.test, (*shown, split.validation))}
 
 
 def _grow(

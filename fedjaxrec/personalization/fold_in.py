@@ -68,7 +68,8 @@ def make_fold_in(
               config.client, item_learning_rate=0.0, schedule='constant'),
           engine=dataclasses.replace(config.engine, rounds_per_call=epochs)),
       fold_in.offsets, fold_in.items, fold_in.ratings, fold_in.num_items,
-      transform_algorithm=_freeze_server, side=side)
+      transform_algorithm=_freeze_server, side=side and side._replace(
+          train_moments=side.fold_in_moments))
   held_out = fold_in.counts > 0
 
   @functools.cache

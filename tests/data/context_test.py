@@ -76,3 +76,21 @@ def test_a_source_without_times_is_refused():
   data = Interactions.from_columns([1, 1], [1, 2])
   with pytest.raises(ValueError, match='has_timestamps=False'):
     context.make_context(data)
+
+
+@hypothesis.given(ROWS)
+def test_a_moments_code_stands_for_its_context(rows):
+  users, items, times = map(np.array, zip(*rows))
+  part = Interactions.from_columns(users, items, timestamps=times)
+  exact = context.make_context(part)
+  codes = context.encode_moments(part)
+  assert codes.dtype == np.float32 and codes.max() < context.NUM_MOMENTS
+  found = context.decode_moments()[codes.astype(int)]
+  # Half an hour of a day, and of a week; half a step of the recency.
+  np.testing.assert_allclose(
+      found[:, :2], exact[:, :2], atol=2 * math.pi / 48 + 1e-6)
+  np.testing.assert_allclose(
+      found[:, 2:4], exact[:, 2:4], atol=2 * math.pi / 336 + 1e-6)
+  np.testing.assert_allclose(
+      found[:, 4], np.minimum(exact[:, 4], 1), atol=1 / 64 + 1e-6)
+  np.testing.assert_array_equal(found[:, 5], exact[:, 5])

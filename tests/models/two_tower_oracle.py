@@ -73,20 +73,26 @@ class Client:
       v, b = v + made[:-1], b + made[-1]
     return v, b
 
-  def score(self, table, shared, personal, i):
+  def query(self, personal, shared, moment):
+    q = self.user(personal, shared)
+    if moment is not None:
+      q = q + moment @ shared['context_map']['kernel']
+    return q
+
+  def score(self, table, shared, personal, i, moment=None):
     v, b = self.item(table, shared, i)
-    return (self.user(personal, shared) @ v + b + shared['bias']
+    return (self.query(personal, shared, moment) @ v + b + shared['bias']
             + personal.get('user_bias', 0.0))
 
-  def gradients(self, table, shared, personal, rows, l2, spreadout):
+  def gradients(self, table, shared, personal, rows, moments, l2, spreadout):
     """Of one batch of BCE, by hand; rows: int [batch, 1 + num_negatives]."""
     used = rows < len(table['item'])
     count = used.sum()
     g_table, g_shared, g_personal = map(zeros, (table, shared, personal))
-    q = self.user(personal, shared)
     for b, k in zip(*np.nonzero(used)):
       i = rows[b, k]
-      s = self.score(table, shared, personal, i)
+      q = self.query(personal, shared, moments[b])
+      s = self.score(table, shared, personal, i, moments[b])
       slope = (1 / (1 + np.exp(-s)) - (k == 0)) / count
       v, _ = self.item(table, shared, i)
       v_slope = slope * q
@@ -106,6 +112,8 @@ class Client:
       if self.x is not None:
         backward(shared['user_tower'], g_shared['user_tower'], self.x,
                  slope * v)
+      if moments[b] is not None:
+        g_shared['context_map']['kernel'] += np.outer(moments[b], slope * v)
       g_shared['bias'] += slope
       if 'user' in personal:
         g_personal['user'] += slope * v
@@ -113,13 +121,15 @@ class Client:
     return (g_table, add(g_shared, shared, 2 * l2),
             add(g_personal, personal, 2 * l2))
 
-  def train(self, table, shared, personal, rows, settings, spreadout):
+  def train(self, table, shared, personal, rows, moments, settings,
+            spreadout):
     """Plain gradient steps; returns the three trees after them."""
     client = settings.client
     for _ in range(client.epochs):
       for start in range(0, len(rows), client.batch_size):
+        batch = slice(start, start + client.batch_size)
         g = self.gradients(
-            table, shared, personal, rows[start:start + client.batch_size],
+            table, shared, personal, rows[batch], moments[batch],
             settings.objective.l2, spreadout)
         table = add(table, g[0], -client.item_learning_rate)
         shared = add(shared, g[1], -client.learning_rate)

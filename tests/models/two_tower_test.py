@@ -8,10 +8,11 @@ import pytest
 
 from fedjaxrec import config
 from fedjaxrec.config import Config, TwoTowerConfig
+from fedjaxrec.data.context import NUM_MOMENTS, decode_moments
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.models.two_tower import SideInputs
 from fedjaxrec.participation.samplers import build_sampler
-from fedjaxrec.population import Known, Numbered
+from fedjaxrec.population import Numbered, at_moment, is_known
 from fedjaxrec.simulation import make_simulation
 from tests import draws, oracles, plain
 from tests.models import two_tower_oracle as slow
@@ -26,6 +27,7 @@ NEW = np.arange(NUM_ITEMS) >= NUM_ITEMS - 3
 # Nobody has an item that is not there yet.
 POPULATION = oracles.make_population(COUNTS, NUM_ITEMS - 3, seed=3)._replace(
     num_items=NUM_ITEMS)
+MOMENTS = RNG.integers(0, NUM_MOMENTS, sum(COUNTS)).astype(np.float32)
 SIDE = SideInputs(USERS, ITEMS, NEW)
 DATA = config.DataConfig(user_features='published', item_features='published')
 
@@ -64,7 +66,7 @@ def reference():
 
 def own_of(personal, c):
   return {name: np.float64(leaf[c]) for name, leaf in personal.items()
-          if not isinstance(leaf, Known)}
+          if not is_known(leaf)}
 
 
 def check_against_oracle(settings, side):
@@ -79,16 +81,22 @@ def check_against_oracle(settings, side):
       None if side.users is None else np.float64(side.users[c]),
       None if side.items is None else np.float64(side.items), is_new)
       for c in range(len(COUNTS))]
-  draw = draws.make_draw(POPULATION, simulation.key, NUM_NEGATIVES)
+  codes = side.train_moments
+  draw = draws.make_draw(
+      POPULATION if codes is None else POPULATION._replace(labels=codes),
+      simulation.key, NUM_NEGATIVES)
   sampler, _ = build_sampler(settings.cohort, POPULATION.counts, settings.seed)
   for r in range(ROUNDS):
     cohort = [c for c in sampler(r) if COUNTS[c]]
     total = [slow.zeros(table), slow.zeros(shared)]
     for c in cohort:
-      rows, _ = draw(r, c)
+      rows, labels = draw(r, c)
+      moments = [None] * len(rows) if codes is None else np.float64(
+          decode_moments()[labels.astype(int)])
       rows = np.where(np.append(is_new, True)[rows], NUM_ITEMS, rows)
       new_table, new_shared, own[c] = clients[c].train(
-          table, shared, own[c], rows, settings, settings.two_tower.spreadout)
+          table, shared, own[c], rows, moments, settings,
+          settings.two_tower.spreadout)
       total[0] = slow.add(total[0], slow.add(new_table, table, -1))
       total[1] = slow.add(total[1], slow.add(new_shared, shared, -1))
     table = slow.add(table, total[0], 1 / len(cohort))
@@ -102,10 +110,12 @@ def check_against_oracle(settings, side):
   jax.tree.map(close, slow.copy(server.shared), shared)
   for c, mine in enumerate(own):
     jax.tree.map(close, own_of(personal, c), mine)
-  scores = np.array([[clients[c].score(table, shared, own[c], i)
+  now = [None] * len(COUNTS) if codes is None else np.float64(
+      decode_moments()[side.test_moments.astype(int)])
+  scores = np.array([[clients[c].score(table, shared, own[c], i, now[c])
                       for i in range(NUM_ITEMS)] for c in range(len(COUNTS))])
   got = jax.vmap(simulation.algorithm.score, (0, None, None))(
-      personal, server.item_table, server.shared)
+      at_moment(personal, side.test_moments), server.item_table, server.shared)
   np.testing.assert_allclose(
       got, scores, atol=10 * oracles.tolerance(8, 60, gain=16.0))
 
@@ -115,7 +125,9 @@ def check_against_oracle(settings, side):
     (SideInputs(None, ITEMS), {'item_hidden': (4,), 'spreadout': 0.0}),
     (SideInputs(USERS, None), {'user_hidden': (), 'spreadout': 0.0}),
     (SideInputs(USERS, ITEMS), {'personal_vector': False}),
-], ids=['both', 'items alone', 'users alone', 'no vector'])
+    (SideInputs(None, ITEMS, train_moments=MOMENTS, test_moments=MOMENTS[:5]),
+     {'context': True}),
+], ids=['both', 'items alone', 'users alone', 'no vector', 'context'])
 def test_two_rounds_are_the_oracles(side, towers):
   settings = make_config(client=plain.client(
       learning_rate=0.2, item_learning_rate=0.4, batch_size=4, epochs=2))
@@ -227,6 +239,9 @@ def test_the_ways_of_an_upload_leave_features_alone(changes):
      'finetune_steps=2 with model.name=two_tower'),
     ({'objective': config.ObjectiveConfig(name='squared_error')},
      'two_tower.spreadout=0.3 with objective.name=squared_error'),
+    ({'objective': config.ObjectiveConfig(name='squared_error'),
+      'two_tower': TwoTowerConfig(context=True)},
+     'two_tower.context=True with objective.name=squared_error'),
     ({'secure': config.SecureConfig(level='protocol')},
      'use secure.level=ideal'),
 ])
@@ -239,6 +254,8 @@ def test_what_does_not_go_together_is_refused(changes, message):
 def test_features_of_another_population_are_refused():
   with pytest.raises(ValueError, match='side.users has 4 rows'):
     simulate(make_config(), SIDE._replace(users=USERS[:4]))
+  with pytest.raises(ValueError, match='side.train_moments has 2 entries'):
+    simulate(make_config(), SIDE._replace(train_moments=MOMENTS[:2]))
   with pytest.raises(ValueError, match='side.items has 3 rows'):
     simulate(make_config(), SIDE._replace(items=ITEMS[:3]))
   with pytest.raises(ValueError, match='make_simulation'):
