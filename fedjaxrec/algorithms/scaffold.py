@@ -51,11 +51,11 @@ class Holders(NamedTuple):
 
   Attributes:
     inner: The optimizer's state.
-    count: float32 [num_items], or [] of the shared parameters: clients with a
-      control variate.
+    clients: float32 [num_items], or [] of the shared parameters: how many have
+      a control variate.
   """
   inner: PyTree
-  count: jax.Array
+  clients: jax.Array
 
 
 def add_control_variates(
@@ -95,8 +95,7 @@ def add_control_variates(
   """
   client = config.client
 
-  def init_server(key):
-    state = algorithm.init_server(key)
+  def with_variates(state: ServerState) -> ServerState:
     return state._replace(
         item_table=_pair(state.item_table), shared=_pair(state.shared),
         item_opt_state=Holders(
@@ -155,7 +154,7 @@ def add_control_variates(
 
   def empty_contribution(server: ServerState):
     table, shared = _zeros((server.item_table, server.shared))
-    return ({**table, 'new': jnp.zeros_like(server.item_opt_state.count)},
+    return ({**table, 'new': jnp.zeros_like(server.item_opt_state.clients)},
             {**shared, 'new': jnp.float32(0)})
 
   def update(state: ServerState, total: Sum) -> ServerState:
@@ -166,15 +165,17 @@ def add_control_variates(
             item_table=state.item_table['model'], shared=state.shared['model'],
             item_opt_state=items.inner, shared_opt_state=rest.inner),
         total._replace(item_table=table['model'], shared=shared['model']))
-    row_count, count = items.count + table['new'], rest.count + shared['new']
+    row_clients = items.clients + table['new']
+    clients = rest.clients + shared['new']
     return moved._replace(
         item_table={'model': moved.item_table, 'variate': _move_mean(
-            state.item_table['variate'], table['variate'], items.count,
-            row_count)},
+            state.item_table['variate'], table['variate'], items.clients,
+            row_clients)},
         shared={'model': moved.shared, 'variate': _move_mean(
-            state.shared['variate'], shared['variate'], rest.count, count)},
-        item_opt_state=Holders(moved.item_opt_state, row_count),
-        shared_opt_state=Holders(moved.shared_opt_state, count))
+            state.shared['variate'], shared['variate'], rest.clients,
+            clients)},
+        item_opt_state=Holders(moved.item_opt_state, row_clients),
+        shared_opt_state=Holders(moved.shared_opt_state, clients))
 
   def no_rows(*_):
     raise ValueError('this server steps all rows at once.')
@@ -183,13 +184,16 @@ def add_control_variates(
     return algorithm.score(own.personal, item_rows['model'], shared['model'])
 
   return algorithm._replace(
-      init_server=init_server, init_personal=init_personal,
+      init_server=lambda key: with_variates(algorithm.init_server(key)),
+      init_personal=init_personal,
       client_update=client_update, score=score,
       empty_contribution=empty_contribution, not_alone=_NOT_ALONE,
       traffic=lambda server: (
           (server.item_table, server.shared), empty_contribution(server)),
       server=Server(
-          init_server, update, no_rows, no_rows, rows_stand_still=False,
+          lambda table, shared: with_variates(
+              algorithm.server.init(table, shared)),
+          update, no_rows, no_rows, rows_stand_still=False,
           needs_row_weight=algorithm.server.needs_row_weight))
 
 

@@ -219,6 +219,7 @@ class TestRefused:
     compared = {
         'seed', 'data', 'synthetic', 'split', 'model', 'algorithm', 'ials',
         'dpals', 'fcf', 'fedmf', 'pfedrec', 'gpfedrec', 'fedrap', 'fedrecon',
+        'fedease',
         'fedpergnn', 'cofedrec',
         'ditto', 'fedrep', 'apfl', 'personalization', 'objective', 'client',
         'server', 'cohort', 'compression', 'privacy', 'secure', 'evaluation'}
