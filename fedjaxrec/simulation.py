@@ -266,8 +266,8 @@ def make_simulation(
   if side is not None and side.train_moments is not None:
     if len(side.train_moments) != len(items):
       raise ValueError(
-          f'side.train_moments has {len(side.train_moments)} entries, but there '
-          f'are {len(items)} interactions; give one each, in their order.')
+          f'side.train_moments has {len(side.train_moments)} entries, but '
+          f'there are {len(items)} interactions; give one each, in order.')
     labels = side.train_moments
   sampler, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
   placement = parallel.choose_placement(config.parallel, devices)

@@ -63,3 +63,34 @@ def make_context(
       np.sin(day), np.cos(day), np.sin(week), np.cos(week),
       np.log1p(hours) / np.log1p(_YEAR_HOURS), first], axis=1).astype(
           np.float32)
+
+
+def encode_moments(
+    part: Interactions, history: Sequence[Interactions] = ()) -> np.ndarray:
+  """Each interaction's context as one whole number: float32, below NUM_MOMENTS.
+
+  By the hour of the week and 32 steps of the recency; `decode_moments` has the
+  context of every code. Whole numbers below 2^24 are exact in float32, so a
+  code can stand where an interaction's rating does.
+
+  Args:
+    part: See `make_context`, as for the history and what is refused.
+    history: See there.
+  """
+  context = make_context(part, history)
+  hour = (part.timestamps // 3600 + 3 * 24) % _HOURS
+  recency = np.rint(np.minimum(context[:, 4], 1) * _RECENCY_STEPS)
+  step = recency.astype(np.int64) + (_RECENCY_STEPS + 1) * (
+      context[:, 5] > 0)
+  return (step * _HOURS + hour).astype(np.float32)
+
+
+def decode_moments() -> np.ndarray:
+  """The context of every code, at half past the hour: float32 [codes, 6]."""
+  step, hour = np.divmod(np.arange(NUM_MOMENTS), _HOURS)
+  first, recency = np.divmod(step, _RECENCY_STEPS + 1)
+  week = 2 * np.pi * (hour + 0.5) / _HOURS
+  day = 2 * np.pi * (hour % 24 + 0.5) / 24
+  return np.stack([
+      np.sin(day), np.cos(day), np.sin(week), np.cos(week),
+      recency / _RECENCY_STEPS, first], axis=1).astype(np.float32)
