@@ -256,19 +256,18 @@ def test_what_stands_in_every_upload_are_real_and_pseudo_items_alike():
 
 
 def test_a_draw_does_not_depend_on_padding_and_has_no_item_twice():
-  for client in range(len(COUNTS)):
-    one = jax.tree.map(lambda x, c=client: x[c], everybody())
-    longer = one._replace(
-        items=jnp.pad(one.items, (0, 6), constant_values=NUM_ITEMS),
-        labels=jnp.pad(one.labels, (0, 6)))
-    drawn, same = (
-        draw_ego(c, jax.random.key(5), NUM_ITEMS, 2, PSEUDO, jax.random.key(6))
-        for c in (one, longer))
-    rows = [np.asarray(d.rows)[np.asarray(d.rows) < NUM_ITEMS]
-            for d in (drawn, same)]
-    np.testing.assert_array_equal(*rows)
-    assert len(set(rows[0])) == len(rows[0])
-    assert len(rows[0]) == touched(np.array(COUNTS))[client]
+  everyone = everybody()
+  longer = everyone._replace(
+      items=jnp.pad(everyone.items, ((0, 0), (0, 6)),
+                    constant_values=NUM_ITEMS),
+      labels=jnp.pad(everyone.labels, ((0, 0), (0, 6))))
+  draw = jax.jit(jax.vmap(lambda client: draw_ego(
+      client, jax.random.key(5), NUM_ITEMS, 2, PSEUDO, jax.random.key(6)).rows))
+  expected = touched(np.array(COUNTS))
+  for client, rows in enumerate(zip(draw(everyone), draw(longer), strict=True)):
+    drawn, same = (x[x < NUM_ITEMS] for x in map(np.asarray, rows))
+    np.testing.assert_array_equal(drawn, same)
+    assert len(set(drawn)) == len(drawn) == expected[client]
 
 
 def touched(counts, **changes):
