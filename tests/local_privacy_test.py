@@ -189,3 +189,13 @@ def test_a_run_by_flags_says_what_each_user_paid_in_bytes_and_epsilon(tmp_path):
   assert explain.explain(tmp_path / 'run')['epsilon'] == pytest.approx(
       paid['epsilon'], abs=2e-2)
   assert 'Local privacy' in (tmp_path / 'run' / 'report.html').read_text()
+
+
+def test_estimates_before_the_plan_and_sweeps_know_local_privacy():
+  config = make_config(LOCAL | {'local_privacy.delta': 0.0})
+  assert private_runs.with_some_noise(config).local_privacy.delta > 0
+  uplink = build_protection(
+      private_runs.with_some_noise(config), 1.0, 1).uplink
+  assert uplink.is_dense and not uplink.is_plain
+  with pytest.raises(ValueError, match='local_privacy.delta=0'):
+    build_protection(config, 1.0, 1)

@@ -266,6 +266,10 @@ def describe(
 
 def with_some_noise(config: Config) -> Config:
   """A config as large as the calibrated one, for estimates before any plan."""
+  local = config.local_privacy
+  if local.is_on and not local.delta:
+    config = dataclasses.replace(
+        config, local_privacy=dataclasses.replace(local, delta=1e-5))
   if not config.privacy.epsilon:
     return config
   return dataclasses.replace(config, privacy=dataclasses.replace(

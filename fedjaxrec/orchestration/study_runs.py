@@ -141,8 +141,12 @@ def _build(jobs: Sequence[Job]) -> _Program:
         private.strategy is not None or private.open_rows is not None):
       raise ValueError(
           f'privacy.mechanism={job.config.privacy.mechanism!r} with '
-          f'privacy.head_items={job.config.privacy.head_items} in a study: its '
-          'members share one matrix and all rows; use `fedjaxrec train`.')
+          f'privacy.head_items={job.config.privacy.head_items} and '
+          'local_privacy.head_items='
+          f'{job.config.local_privacy.head_items} in a study, whose members '
+          'have no matrix of correlated noise and train all rows; use '
+          'privacy.mechanism=gaussian and no head items, or one `fedjaxrec '
+          'train` for each setting (scripts/ablate_mechanism.sh does so).')
   study = make_study(
       [job.config if private is None else private.config
        for job, private in zip(jobs, privates)],
