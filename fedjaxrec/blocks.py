@@ -19,6 +19,7 @@ from fedjaxrec.population import (
     scatter_personal,
 )
 from fedjaxrec.server import Server, ServerState
+from fedjaxrec.touched_rows import read_rows
 from fedjaxrec.uplink import Uplink, send
 
 PyTree = Any
@@ -90,6 +91,27 @@ class Algorithm(NamedTuple):
   numbered: bool = False
 
 
+class Trained(NamedTuple):
+  """What a block of clients leaves behind.
+
+  Attributes:
+    rows: int32 [B, ...]: the item rows that are sent; num_items for none.
+    start: These rows as the server holds them, float32 [B, ..., ...].
+    delta: Deltas of (these rows, the shared parameters), leaves [B, ...].
+    weight: float32 [B]; 0 for who does not count.
+    reports: The block's sum.
+    personal: That of all clients.
+    metrics: (loss sum, loss terms, reported, examples, rejected).
+  """
+  rows: jax.Array
+  start: PyTree
+  delta: PyTree
+  weight: jax.Array
+  reports: PyTree
+  personal: PyTree
+  metrics: PyTree
+
+
 class WithMemory(NamedTuple):
   """What a client keeps where its uplink has a memory.
 
@@ -122,11 +144,7 @@ def make_block_work(
   Returns:
     begin. With the server's state at the round's start, this device's data and
     the run's key: read_block(capacity, members) -> (clients, keys, examples),
-    and train(capacity, members, personal) -> (rows, delta, weight, reports,
-    personal, metrics): the item rows that are sent, int32 [B, ...]; the pair of
-    their deltas and the whole ones; float32 [B] weights, 0 for who does not
-    count; the block's summed reports; all clients' personal parameters; and
-    (loss sum, loss terms, reported, examples, rejected) of the block.
+    and train(capacity, members, personal) -> Trained.
   """
   per_device = -(-num_clients // num_devices)
 
@@ -178,11 +196,11 @@ def make_block_work(
       clients, keys, examples = read_block(capacity, members)
       members = locate(members)
       rows = examples.rows
-      downloaded = jax.tree.map(
-          lambda x: x.at[rows].get(mode='fill', fill_value=0).astype(
-              jnp.float32), start.item_table)
+      held = jax.tree.map(
+          lambda x: read_rows(x, rows).astype(jnp.float32), start.item_table)
+      downloaded = held
       if uplink.downlink is not None:
-        downloaded = uplink.downlink(downloaded, rows.ndim)
+        downloaded = uplink.downlink(held, rows.ndim)
       view = View(
           downloaded,
           jax.tree.map(
@@ -232,7 +250,8 @@ def make_block_work(
       metrics = (
           loss[0].sum(), loss[1].sum(), (weight > 0).sum(dtype=jnp.int32),
           contribution.num_examples.sum().astype(jnp.float32), rejected)
-      return rows_sent, delta, weight, reports, personal, metrics
+      return Trained(
+          rows_sent, held, delta, weight, reports, personal, metrics)
 
     return read_block, train
 

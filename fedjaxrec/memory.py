@@ -18,6 +18,8 @@ _BLOCK_COPIES = 2
 _CHAIN_COPIES = 2
 # Beside the sum, what the server's step makes of it.
 _TABLE_COPIES = 1
+# Where slots take the sum's place: deltas, the rows as they were, their sums.
+_SLOT_COPIES = 3
 
 
 class Memory(NamedTuple):
@@ -66,6 +68,7 @@ def estimate_memory(
     block_size: int,
     max_cohort: int,
     rounds_per_call: int,
+    num_slots: int = 0,
 ) -> Memory:
   """Estimates a run's memory from shapes alone; compiles nothing.
 
@@ -81,6 +84,7 @@ def estimate_memory(
     block_size: Clients trained at once.
     max_cohort: The largest cohort.
     rounds_per_call: Rounds of one compiled call.
+    num_slots: Slots that take the place of a sum of the table; 0 for none.
 
   Returns:
     Bytes on each device, within a factor of two of what the compiler reports
@@ -95,13 +99,17 @@ def estimate_memory(
   if algorithm.touched_rows is not None and not uplink.is_dense:
     slots = int(algorithm.touched_rows(np.array([capacity]))[0])
   per_client = slots * size_of(table) // num_items + size_of(shared)
+  summed = (1 + _TABLE_COPIES) * size_of(table)
+  if num_slots:
+    summed = (_SLOT_COPIES * num_slots * (size_of(table) // num_items + 4)
+              + 4 * num_items)
   clients = -(-num_clients // num_devices)
   copies = _BLOCK_COPIES + (0 if uplink.is_plain else _CHAIN_COPIES)
   return Memory(
       data=8 * -(-num_interactions // num_devices) + 4 * clients,
       personal=own * clients,
       server=size_of(server),
-      step=(1 + _TABLE_COPIES) * (size_of(table) + size_of(shared)),
+      step=summed + (1 + _TABLE_COPIES) * size_of(shared),
       block=copies * block_size * (per_client + slots * 9 + own),
       plan=4 * rounds_per_call * (max_cohort + block_size))
 

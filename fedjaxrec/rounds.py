@@ -13,6 +13,11 @@ import jax.numpy as jnp
 
 from fedjaxrec.blocks import Algorithm, make_block_work, spread
 from fedjaxrec.server import ServerState, Sum
+from fedjaxrec.touched_rows import (
+    add_slots,
+    make_touched,
+    merge_slots,
+)
 from fedjaxrec.uplink import PLAIN, Uplink
 
 PyTree = Any
@@ -38,9 +43,10 @@ class Round(NamedTuple):
   """One round on one device, as pure functions.
 
   Attributes:
-    empty_sum: ServerState -> the zeros that a round begins and ends with.
+    empty_sum: ServerState -> what a round begins and ends with: (an empty sum,
+      the rows of its slots where it has slots).
     step: (server, personal, total, data, (local_index, num_blocks), key) ->
-      (server, personal, total, RoundMetrics), where total is an empty sum,
+      (server, personal, total, RoundMetrics), where total is an empty_sum,
       personal, data and the plan's round are this device's own, and the
       server's state is the same on all devices.
     upload: (server, personal, data, (local_index, num_blocks), key) ->
@@ -65,7 +71,7 @@ def make_round(
     num_items: int,
     num_devices: int = 1,
     axis_name: str | None = None,
-    visit_touched_rows: bool = False,
+    num_slots: int = 0,
     uplink: Uplink = PLAIN,
 ) -> Round:
   """Builds one round.
@@ -77,26 +83,28 @@ def make_round(
     num_items: Items in the catalogue.
     num_devices: Devices that share the population.
     axis_name: The mapped axis of the devices; None on a single one.
-    visit_touched_rows: The server visits the rows that the cohort touched, by
-      a second walk over its blocks, and not the whole table: for catalogues
-      that are large beside the cohort. Same numbers. Needs a single device and
-      a server whose untouched rows stand still.
+    num_slots: Room for all item rows that a cohort's blocks touch, from
+      `most_slots`: their deltas are kept side by side and summed by row, and
+      the server steps these rows alone: for catalogues that are large beside
+      the cohort. 0: a sum of the whole table. Same numbers. Needs a single
+      device and a server whose untouched rows stand still.
     uplink: What happens to a delta on its way to the sum.
 
   Returns:
-    The round. Memory: one sum of the item table, and B clients' slots; time:
-    the cohort's slots, and, unless visit_touched_rows, passes over the table.
+    The round. Memory: one sum of the item table, or two rows for each of
+    num_slots, and B clients' slots; time: the cohort's slots, and, without
+    num_slots, passes over the table.
 
   Raises:
-    ValueError: If visit_touched_rows is asked for where it cannot be, or if
+    ValueError: If num_slots is given where it cannot be used, or if
       weights would undo what a client's transform bounds.
   """
   server_side = algorithm.server
-  if visit_touched_rows and (
+  if num_slots and (
       axis_name is not None or not server_side.rows_stand_still
       or uplink.codec is not None):
     raise ValueError(
-        f'visit_touched_rows=True with axis_name={axis_name!r}: it needs one '
+        f'num_slots={num_slots} with axis_name={axis_name!r}: it needs one '
         'device, sums of floats, and a server that leaves untouched rows alone '
         '(sgd, or server.lazy_rows, and no transform of the sum).')
 
@@ -121,9 +129,57 @@ def make_round(
     if uplink.codec is not None:
       table, shared = jax.tree.map(
           lambda x: jnp.zeros(x.shape, jnp.uint32), (table, shared))
-    rows = num_items if server_side.needs_row_weight else 0
-    return Sum(table, shared, jnp.zeros(rows), jnp.float32(0),
-               empty_reports(server))
+    rows = num_slots or num_items
+    table = jax.tree.map(
+        lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), table)
+    total = Sum(
+        table, shared, jnp.zeros(rows) if server_side.needs_row_weight else (),
+        jnp.float32(0), empty_reports(server))
+    if not num_slots:
+      return total, ()
+    return total, make_touched(num_slots, num_items, server.item_table)
+
+  def add_block(total, touched, block):
+    """Adds a block's deltas to the sum."""
+    weight = block.weight
+    flat = block.rows.reshape(-1)
+
+    def weigh(x):
+      # Equal weights are no pass over the deltas: a padding client's rows are
+      # dropped, and its other deltas are zero.
+      if not algorithm.weight_by_examples:
+        return x
+      return x * weight.reshape(-1, *[1] * (x.ndim - 1))
+
+    def by_row(x, like):
+      return x.reshape(flat.size, *like.shape[1:])
+
+    sums = (total.item_table, total.row_weight)
+    parts = (
+        jax.tree.map(
+            lambda t, d: by_row(weigh(d), t), sums[0], block.delta[0]),
+        count_rows(block, flat) if server_side.needs_row_weight else ())
+    if num_slots:
+      sums, touched = add_slots(
+          sums, touched, flat, parts,
+          jax.tree.map(by_row, block.start, touched.start))
+    else:
+      sums = jax.tree.map(
+          lambda t, part: t.at[flat].add(part, mode='drop'), sums, parts)
+    shared = jax.tree.map(
+        lambda t, d: t + weigh(d).sum(0), total.shared, block.delta[1])
+    return Sum(
+        sums[0], shared, sums[1], total.weight + weight.sum(),
+        jax.tree.map(jnp.add, total.reports, block.reports)), touched
+
+  def count_rows(block, flat):
+    """What each row adds to its row_weight, float32 [rows]."""
+    weight = block.weight
+    if uplink.count_norm is not None:
+      touched = (block.rows < num_items).reshape(len(weight), -1).sum(1)
+      weight = weight * jnp.minimum(
+          1, uplink.count_norm / jnp.sqrt(jnp.maximum(touched, 1)))
+    return jnp.repeat(weight, flat.size // weight.size)
 
   def empty_reports(server):
     make_transform = uplink.transform
@@ -145,50 +201,23 @@ def make_round(
   def step(server, personal, total, data, plan, key):
     local_index, num_blocks = plan
     before = personal
-    read_block, train = work(server, data, key)
+    _, train = work(server, data, key)
 
     def train_block(capacity, members, carry):
-      total, personal, metrics = carry
-      rows, delta, weight, reports, personal, measured = train(
-          capacity, members, personal)
-      # Equal weights are no pass over the deltas: a padding client's rows are
-      # dropped, and its other deltas are zero.
-      total = _add_block(
-          total, rows, delta[0], delta[1], weight, algorithm.weight_by_examples,
-          uplink.count_norm)
-      total = total._replace(
-          reports=jax.tree.map(jnp.add, total.reports, reports))
-      return total, personal, jax.tree.map(jnp.add, metrics, measured)
+      total, touched, personal, metrics = carry
+      block = train(capacity, members, personal)
+      total, touched = add_block(total, touched, block)
+      return (total, touched, block.personal,
+              jax.tree.map(jnp.add, metrics, block.metrics))
 
-    def visit_block(capacity, members, carry):
-      server, total = carry
-      rows = read_block(capacity, members)[2].rows.reshape(-1)
-      server = server_side.update_rows(server, total, rows)
-
-      def clear(x):
-        # A row that comes again, in a later block, finds nothing left to do.
-        # The zeros are made of what was read: with plain zeros nothing orders
-        # the reading before the writing, and XLA copies the sum every block.
-        left = x.at[rows].get(mode='clip')
-        zeros = jnp.where(jnp.isfinite(left), left - left, 0)
-        return x.at[rows].set(zeros, mode='drop')
-
-      return server, total._replace(
-          item_table=jax.tree.map(clear, total.item_table),
-          row_weight=clear(total.row_weight) if (
-              server_side.needs_row_weight) else total.row_weight)
-
-    def for_each_block(visit, carry):
-      for index, capacity in enumerate(capacities):
-        carry = jax.lax.fori_loop(
-            0, num_blocks[index],
-            lambda b, c, index=index, capacity=capacity: visit(
-                capacity, local_index[index][b], c),
-            carry)
-      return carry
-
-    total, personal, metrics = for_each_block(
-        train_block, (total, personal, nothing))
+    carry = (*total, personal, nothing)
+    for index, capacity in enumerate(capacities):
+      carry = jax.lax.fori_loop(
+          0, num_blocks[index],
+          lambda b, c, index=index, capacity=capacity: train_block(
+              capacity, local_index[index][b], c),
+          carry)
+    total, touched, personal, metrics = carry
     if axis_name is not None:
       total, metrics = jax.lax.psum((total, metrics), axis_name)
     if uplink.has_memory and uplink.codec is not None:
@@ -198,19 +227,22 @@ def make_round(
       personal = personal._replace(memory=jax.tree.map(
           lambda new, old: jnp.where(opened, new, old), personal.memory,
           before.memory))
-    if visit_touched_rows:
-      server, total = for_each_block(visit_block, (server, total))
-      server = server_side.update_rest(server, total)
-      total = total._replace(
-          shared=jax.tree.map(jnp.zeros_like, total.shared),
-          weight=jnp.zeros_like(total.weight),
-          reports=jax.tree.map(jnp.zeros_like, total.reports))
+    if num_slots:
+      (table, row_weight), rows, touched = merge_slots(
+          (total.item_table, total.row_weight), touched)
+      merged = total._replace(item_table=table, row_weight=row_weight)
+      server = server_side.update_rest(
+          server_side.update_rows(server, merged, rows, touched.start), merged)
+      # A slot that is not in use may hold anything.
+      total = total._replace(**jax.tree.map(jnp.zeros_like, {
+          name: getattr(total, name)
+          for name in ('shared', 'weight', 'reports')}))
     else:
       server = server_side.update(server, decode(total, key, server))
       total = jax.tree.map(jnp.zeros_like, total)
     if algorithm.mix_clients is not None:
       server, personal = algorithm.mix_clients(server, personal)
-    return server, personal, total, collect(metrics)
+    return server, personal, (total, touched), collect(metrics)
 
   def decode(total, key, server):
     if uplink.codec is None:
@@ -250,17 +282,17 @@ def make_round(
       def one_block(b, carry, index=index, capacity=capacity, first=first,
                     block_size=block_size):
         messages, reported, personal, metrics = carry
-        rows, delta, weight, _, personal, measured = train(
-            capacity, local_index[index][b], personal)
-        dense = delta if uplink.is_dense else (
-            spread(delta[0], rows, num_items), delta[1])
+        block = train(capacity, local_index[index][b], personal)
+        table, shared = block.delta
+        dense = (table if uplink.is_dense else spread(
+            table, block.rows, num_items), shared)
         place = first + b * block_size
         messages = jax.tree.map(
             lambda x, part: jax.lax.dynamic_update_slice_in_dim(
                 x, part, place, 0), messages, dense)
         return (messages, jax.lax.dynamic_update_slice_in_dim(
-            reported, weight > 0, place, 0), personal,
-                jax.tree.map(jnp.add, metrics, measured))
+            reported, block.weight > 0, place, 0), block.personal,
+                jax.tree.map(jnp.add, metrics, block.metrics))
 
       carry = jax.lax.fori_loop(0, num_blocks[index], one_block, carry)
       first += local_index[index].shape[0] * block_size
@@ -268,38 +300,13 @@ def make_round(
     return personal, messages, reported, collect(metrics)
 
   def finish(server, delta, reported, key):
-    total = empty_sum(server)._replace(
+    total = empty_sum(server)[0]._replace(
         item_table=delta[0], shared=delta[1], weight=reported)
     return server_side.update(server, decode(total, key, server))
 
   hosted = axis_name is None and uplink.codec is not None
   return Round(
       empty_sum, step, upload if hosted else None, finish if hosted else None)
-
-
-def _add_block(
-    total, rows, item_rows, shared, weight, weighted, count_norm=None):
-  """Adds a block's deltas, leaves [B, ...], to the sum."""
-  def weigh(x):
-    return x * weight.reshape(-1, *[1] * (x.ndim - 1)) if weighted else x
-
-  flat = rows.reshape(-1)
-  row_weight = total.row_weight
-  if row_weight.size:
-    share = weight
-    if count_norm is not None:
-      touched = (rows < len(row_weight)).reshape(len(weight), -1).sum(1)
-      share = weight * jnp.minimum(
-          1, count_norm / jnp.sqrt(jnp.maximum(touched, 1)))
-    row_weight = row_weight.at[flat].add(
-        jnp.repeat(share, flat.size // weight.size), mode='drop')
-  return Sum(
-      jax.tree.map(
-          lambda t, d: t.at[flat].add(
-              weigh(d).reshape(-1, *t.shape[1:]), mode='drop'),
-          total.item_table, item_rows),
-      jax.tree.map(lambda t, d: t + weigh(d).sum(0), total.shared, shared),
-      row_weight, total.weight + weight.sum(), total.reports)
 
 
 def make_run_rounds(one_round: Round) -> Callable:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjaxrec.touched_rows import read_rows
+
 PyTree = Any
 
 
@@ -36,13 +38,13 @@ class Sum(NamedTuple):
     item_table: Leaves [num_items, ...]: summed row deltas.
     shared: Summed deltas.
     row_weight: float32 [num_items]: summed weight of the clients that touched
-      the row; [0] where the server does not ask for it.
+      the row; () where the server does not ask for it.
     weight: float32 []: summed weight of the clients that reported.
     reports: Summed numbers that the clients' transforms reported.
   """
   item_table: PyTree
   shared: PyTree
-  row_weight: jax.Array
+  row_weight: PyTree
   weight: jax.Array
   reports: PyTree = ()
 
@@ -53,17 +55,19 @@ class Server(NamedTuple):
   Attributes:
     init: (item_table, shared) -> ServerState.
     update: (ServerState, Sum) -> ServerState.
-    update_rows: (ServerState, Sum, rows) -> ServerState: the same step for some
-      rows of the item table alone (int32 [n]; a row may stand in it twice, and
-      num_items is no row). With `update_rest` once afterwards, the rows that
-      were touched make an `update`, if rows_stand_still.
+    update_rows: (ServerState, Sum, rows, table) -> ServerState: the same step
+      for some rows of the item table alone: int32 [n], distinct, but that
+      num_items, which is no row, may stand in it often. Table, and item_table
+      and row_weight of the sum, are those of these rows, [n, ...]. With
+      `update_rest` once afterwards, the rows that were touched make an
+      `update`, if rows_stand_still.
     update_rest: (ServerState, Sum) -> ServerState: all but the rows.
     rows_stand_still: Whether a row that nobody touched stays as it is.
     needs_row_weight: Whether an update reads Sum.row_weight.
   """
   init: Callable[[PyTree, PyTree], ServerState]
   update: Callable[[ServerState, Sum], ServerState]
-  update_rows: Callable[[ServerState, Sum, jax.Array], ServerState]
+  update_rows: Callable[[ServerState, Sum, jax.Array, PyTree], ServerState]
   update_rest: Callable[[ServerState, Sum], ServerState]
   rows_stand_still: bool
   needs_row_weight: bool
@@ -222,18 +226,15 @@ def make_server(
         item_table=table, item_opt_state=opt_state,
         transform_state=transform_state)
 
-  def update_rows(state: ServerState, total: Sum, rows) -> ServerState:
-    def take(leaf):
-      return leaf.at[rows].get(mode='clip')
-
+  def update_rows(state: ServerState, total: Sum, rows, table) -> ServerState:
     def put(leaf, part):
-      return leaf.at[rows].set(part, mode='drop')
+      return leaf.at[rows].set(part.astype(leaf.dtype), mode='drop')
 
-    row_weight = take(total.row_weight) if needs_row_weight else None
     table, opt_state = step_rows(
-        state, jax.tree.map(take, state.item_table),
-        map_row_state(take, state.item_opt_state),
-        jax.tree.map(take, total.item_table), row_weight, total.weight)
+        state, table,
+        map_row_state(lambda x: read_rows(x, rows), state.item_opt_state),
+        total.item_table,
+        total.row_weight, total.weight)
     return state._replace(
         item_table=jax.tree.map(put, state.item_table, table),
         item_opt_state=map_row_state(put, state.item_opt_state, opt_state))

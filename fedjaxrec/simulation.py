@@ -31,18 +31,18 @@ from fedjaxrec.memory import (
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.models.two_tower import SideInputs
-from fedjaxrec.participation.plan import Plan, make_planner
+from fedjaxrec.participation.plan import Plan, make_planner, most_blocks
 from fedjaxrec.participation.samplers import Sampler, build_sampler
 from fedjaxrec.participation.sizes import (
     choose_block_size,
     choose_classes,
-    slots_of_cohort,
 )
 from fedjaxrec.population import ClientData
 from fedjaxrec.protection import build_protection
 from fedjaxrec.refit import Refit, make_refit
 from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.server import ServerState
+from fedjaxrec.touched_rows import choose_num_slots
 from fedjaxrec.transforms.correlated_noise import Strategy
 from fedjaxrec.transforms.error_feedback import check_error_feedback
 from fedjaxrec.uplink import PLAIN, Uplink
@@ -314,13 +314,19 @@ def make_simulation(
       0 if on_cpu else (device.memory_stats() or {}).get('bytes_limit', 0))
   capacities = choose_classes(config, num_examples)
   rounds_per_call = call_interval(config, max_cohort)
+  num_slots = 0
+  if (placement.mode == 'single' and algorithm.server.rows_stand_still
+      and uplink.codec is None and not uplink.is_dense):
+    num_slots = choose_num_slots(
+        algorithm.draw, num_items, capacities, most_blocks(
+            num_examples, capacities, block_size, max_cohort), block_size)
   memory = estimate_memory(
       config, algorithm, uplink, num_clients=num_clients, num_items=num_items,
       num_interactions=_interactions_on_devices(
           config, num_examples, max_cohort * rounds_per_call),
       num_devices=num_devices,
       capacity=capacities[-1], block_size=block_size, max_cohort=max_cohort,
-      rounds_per_call=rounds_per_call)
+      rounds_per_call=rounds_per_call, num_slots=num_slots)
   planner = make_planner(
       num_examples, capacities, block_size, num_devices, max_cohort,
       rounds_per_call)
@@ -332,14 +338,9 @@ def make_simulation(
     resident = parallel.put_at_home(
         population.place_clients(
             offsets, items, labels, num_devices, placement.homes), placement)
-  # Two visits to a touched row against four passes over the table.
-  visit_touched_rows = (
-      placement.mode == 'single' and algorithm.server.rows_stand_still
-      and uplink.codec is None and not uplink.is_dense
-      and slots_of_cohort(config, num_examples, max_cohort) * 2 < num_items)
   one_round = rounds.make_round(
       algorithm, capacities, num_clients, num_items, num_devices,
-      placement.axis_name, visit_touched_rows, uplink)
+      placement.axis_name, num_slots, uplink)
   run_rounds = parallel.distribute(rounds.make_run_rounds(one_round), placement)
   hosted = None
   if config.secure.on_host:

@@ -27,12 +27,11 @@ from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.memory import check_personal_tables, estimate_memory
 from fedjaxrec.models.registry import build_recommender
-from fedjaxrec.participation.plan import Plan, make_planner
+from fedjaxrec.participation.plan import Plan, make_planner, most_blocks
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.participation.sizes import (
     choose_block_size,
     choose_classes,
-    slots_of_cohort,
 )
 from fedjaxrec.protection import build_protection
 from fedjaxrec.refit import Refit, make_refit
@@ -48,6 +47,7 @@ from fedjaxrec.study_fields import (
     trace_fields,
     traceable,
 )
+from fedjaxrec.touched_rows import choose_num_slots
 from fedjaxrec.transforms.error_feedback import check_error_feedback
 
 PyTree = Any
@@ -268,10 +268,14 @@ def make_study(
   check_personal_tables(
       known.algorithm, num_clients * num_members,
       first.personalization.table_limit_gib)
-  visit_touched_rows = (
-      known.algorithm.server.rows_stand_still and known.uplink.codec is None
-      and max(slots_of_cohort(first, count, max_cohort)
-              for count in counts) * 2 < num_items)
+  num_slots = 0
+  if (known.algorithm.server.rows_stand_still and known.uplink.codec is None
+      and not known.uplink.is_dense):
+    # The most of every class, so that it is enough for each member.
+    num_slots = choose_num_slots(
+        known.algorithm.draw, num_items, capacities, np.max([
+            most_blocks(count, capacities, block_size, max_cohort)
+            for count in counts], 0), block_size)
 
   def init_one(values):
     parts = parts_of(values)
@@ -284,7 +288,7 @@ def make_study(
     parts = parts_of(values)
     run = rounds.make_run_rounds(rounds.make_round(
         parts.algorithm, capacities, num_clients, num_items,
-        visit_touched_rows=visit_touched_rows, uplink=parts.uplink))
+        num_slots=num_slots, uplink=parts.uplink))
     server, personal, metrics = run(
         state.server, state.personal, data, Plan(local_index, num_blocks),
         num_rounds, parts.client_key)

@@ -21,11 +21,11 @@ ROOMS = (
   'config', 'flags', 'data', 'population', 'participation', 'models',
   'objectives', 'examples', 'optimizers', 'local_training',
   'jax_privacy_bridge', 'transforms', 'aggregation', 'uplink', 'protection',
-  'server', 'blocks', 'refit', 'rounds', 'hosted_rounds', 'hosted_clients',
-  'memory', 'parallel', 'algorithms', 'communication', 'simulation',
-  'study_fields', 'study', 'personalization', 'evaluation', 'references',
-  'privacy', 'governance', 'export', 'reports', 'orchestration', '__init__',
-  'sweep_cli', 'benchmark_cli', 'privacy_cli', 'cli', '__main__',
+  'touched_rows', 'server', 'blocks', 'refit', 'rounds', 'hosted_rounds',
+  'hosted_clients', 'memory', 'parallel', 'algorithms', 'communication',
+  'simulation', 'study_fields', 'study', 'personalization', 'evaluation',
+  'references', 'privacy', 'governance', 'export', 'reports', 'orchestration',
+  '__init__', 'sweep_cli', 'benchmark_cli', 'privacy_cli', 'cli', '__main__',
 )
 # Who may ask the package for its version by `import fedjaxrec`.
 ASK_VERSION = {'orchestration', 'cli', '__main__'}
@@ -36,6 +36,7 @@ HOST = {'config', 'flags', 'data', 'participation', 'governance', 'reports',
         '__init__', 'sweep_cli', 'benchmark_cli', 'cli', '__main__'}
 DEVICE = {'population', 'models', 'objectives', 'examples', 'optimizers',
           'local_training', 'transforms', 'uplink', 'protection', 'server',
+          'touched_rows',
           'blocks', 'refit', 'rounds', 'hosted_rounds', 'hosted_clients',
           'memory', 'parallel', 'algorithms', 'simulation', 'study'}
 MEETING_POINT = {'orchestration'}

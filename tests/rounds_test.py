@@ -340,8 +340,8 @@ def test_visiting_touched_rows_is_refused_where_others_move(
       dataclasses.replace(CONFIG, server=server),
       build_recommender(CONFIG.model, NUM_ITEMS), NUM_ITEMS,
       server_transform=transform)
-  with pytest.raises(ValueError, match='visit_touched_rows=True'):
-    make_round(algorithm, (8,), NUM_CLIENTS, NUM_ITEMS, visit_touched_rows=True)
+  with pytest.raises(ValueError, match='num_slots=9'):
+    make_round(algorithm, (8,), NUM_CLIENTS, NUM_ITEMS, num_slots=9)
 
 
 def test_visiting_touched_rows_is_refused_on_several_devices():
@@ -350,4 +350,4 @@ def test_visiting_touched_rows_is_refused_on_several_devices():
   with pytest.raises(ValueError, match="axis_name='clients'"):
     make_round(
         algorithm, (8,), NUM_CLIENTS, NUM_ITEMS, num_devices=2,
-        axis_name='clients', visit_touched_rows=True)
+        axis_name='clients', num_slots=9)

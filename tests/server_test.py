@@ -157,7 +157,7 @@ def test_without_lazy_rows_a_row_moves_by_its_momentum(optimizer):
 @pytest.mark.parametrize('row_normalization', ROW_NORMALIZATIONS)
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_row_by_row_is_the_whole_step(optimizer, row_normalization):
-  """Touched rows in two parts; a row twice; and num_items, which is no row."""
+  """Touched rows in two parts, each with num_items, which is no row."""
   config = plain.server(
       optimizer=optimizer, learning_rate=0.3, eps=0.01,
       row_normalization=row_normalization)
@@ -168,13 +168,19 @@ def test_row_by_row_is_the_whole_step(optimizer, row_normalization):
   for (table, shared, weight, row_weight), touched in zip(
       [*sums, nobody], [*TOUCHED, TOUCHED[0]]):
     if not server.needs_row_weight:
-      row_weight = np.zeros(0, np.float32)
+      row_weight = ()
     total = jax.tree.map(jnp.asarray, Sum(table, shared, row_weight, weight))
+    row_weight = total.row_weight
     whole = server.update(whole, total)
     rows = np.flatnonzero(touched)
-    for part in (rows[:1], np.repeat(rows[1:], 2)):
+    for part in (rows[:1], rows[1:]):
+      part = jnp.append(jnp.asarray(part, jnp.int32), NUM_ITEMS)
+      take = lambda x, part=part: x[part]
+      some = total._replace(
+          item_table=jax.tree.map(take, total.item_table),
+          row_weight=take(row_weight) if server.needs_row_weight else ())
       parts = server.update_rows(
-          parts, total, jnp.append(jnp.asarray(part, jnp.int32), NUM_ITEMS))
+          parts, some, part, jax.tree.map(take, parts.item_table))
     parts = server.update_rest(parts, total)
     # Op by op, so there is nothing to round differently.
     jax.tree.map(np.testing.assert_array_equal, parts, whole)

@@ -93,6 +93,23 @@ def choose_capacities(
   return tuple(reversed(capacities))
 
 
+def most_blocks(
+    num_examples: np.ndarray, capacities: tuple[int, ...], block_size: int,
+    max_cohort: int
+) -> np.ndarray:
+  """Blocks of each size class, if the largest clients come together.
+
+  No cohort has more room in its blocks: ordered by size, each of its clients is
+  at most as large as the one in its place here.
+
+  Returns:
+    int64 [classes].
+  """
+  longest = np.sort(num_examples)[::-1][:max_cohort:block_size]
+  return np.bincount(
+      np.searchsorted(capacities, longest), minlength=len(capacities))
+
+
 def make_planner(
     num_examples: np.ndarray,
     capacities: tuple[int, ...],

@@ -43,7 +43,7 @@ def choose_block_size(
     return min(max_cohort, config.engine.block_size)
   row_bytes = 4 * (config.model.dim + 1)
   if platform == 'cpu':
-    client_bytes = row_bytes * slots_of_cohort(config, num_examples, 1)
+    client_bytes = row_bytes * _slots_of_client(config, num_examples)
     fit = [size for size in _CPU_BLOCK_SIZES
            if size * client_bytes <= _CPU_BLOCK_BYTES]
     return min(max_cohort, max(fit, default=_CPU_BLOCK_SIZES[0]))
@@ -78,8 +78,7 @@ def choose_classes(config: Config, num_examples: np.ndarray) -> tuple[int, ...]:
   return chosen
 
 
-def slots_of_cohort(
-    config: Config, num_examples: np.ndarray, cohort: int) -> float:
-  """Expected slots of a cohort."""
-  return cohort * num_examples[num_examples > 0].mean() * (
+def _slots_of_client(config: Config, num_examples: np.ndarray) -> float:
+  """Item rows of a client of mean size."""
+  return num_examples[num_examples > 0].mean() * (
       1 + config.objective.drawn_negatives)

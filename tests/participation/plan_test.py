@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from fedjaxrec.participation.plan import choose_capacities, make_planner
+from fedjaxrec.participation.plan import (
+    choose_capacities,
+    make_planner,
+    most_blocks,
+)
 
 POSITIVE_COUNTS = st.lists(st.integers(1, 12), min_size=1, max_size=20)
 
@@ -107,6 +111,9 @@ def test_each_member_is_planned_once_at_home_with_room(
   plan = planner(lambda r: cohorts[r - 10], 10, len(cohorts))
   per_device = -(-len(counts) // num_devices)
   found = members_of(plan, len(capacities), num_devices, per_device)
+  room = most_blocks(counts, capacities, block_size, max_cohort) @ capacities
+  if num_devices == 1:
+    assert (plan.num_blocks[0] @ capacities).max() <= room
   for r, cohort in enumerate(cohorts):
     placed = found.get(r, [])
     assert sorted(c for c, _, _ in placed) == sorted(cohort)
