@@ -11,8 +11,10 @@ from fedjaxrec import cli
 from fedjaxrec.evaluation import controls
 from fedjaxrec.orchestration import (
   benchmark,
+  benchmark_methods,
   benchmark_runs,
   benchmark_tuning,
+  experiment,
   grid,
 )
 from fedjaxrec.orchestration.benchmark_methods import Method
@@ -316,6 +318,26 @@ def _as_arguments(values, prefix=''):
       text = str(inner).lower() if isinstance(inner, bool) else inner
       found.append(f'--{prefix}{name}={text}')
   return found
+
+
+def test_every_stored_federated_method_can_be_built_on_a_small_data_set(
+    tmp_path):
+  (tmp_path / 'small.flags').write_text(
+      '--data.source=synthetic\n--synthetic.num_users=30\n'
+      '--synthetic.num_items=140\n--synthetic.mean_interactions=10\n')
+  values = cli._flag_values('benchmark')
+  values(['', '--parallel.mode=single'])
+  presets = benchmark_methods.open_presets('scripts/benchmark')
+  data = benchmark_methods.read_dataset(
+      presets, str(tmp_path / 'small.flags'), values)
+  methods = [benchmark_methods.read_method(presets, data, name, values)
+             for name in presets.methods(data)]
+  plan = benchmark.Plan([data], [methods], [0])
+  splits = benchmark.load_splits(plan)
+  plan = benchmark.fit_cohorts(plan, splits)
+  built = [method.name for method in plan.methods[0] if not method.reference
+           and experiment.build(method.config, splits[data.name])]
+  assert len(built) >= 15
 
 
 def test_memory_is_freed_between_methods_and_not_between_seeds(
