@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 
 import harness
-import numpy as np
 from absl import app, flags
 
 from fedjaxrec import config as config_lib
@@ -61,7 +60,7 @@ def central(split: Split, seed: int) -> Iterator[tuple[int, Reference]]:
 def federated(split: Split, seed: int) -> Iterator[tuple[int, Reference]]:
   """Yields the same of the federation: one local step, Adam on the server."""
   train = split.train
-  rounds_a_pass = -(-np.count_nonzero(train.counts) // _COHORT.value)
+  rounds_a_pass = -(-int((train.counts > 0).sum()) // _COHORT.value)
   config = config_lib.Config(
       seed=seed, rounds=_PASSES.value * rounds_a_pass,
       model=config_lib.ModelConfig(
