@@ -151,7 +151,7 @@ def make_perfedavg(
         return mine[0], batch._replace(labels=mine[1], used=mine[2])
 
       (_, support), _ = gradient(part(0)[0], start, part(0)[1])
-      phi = local_steps.descend(start, support, alpha)
+      phi = local_steps.descend(start, support, jnp.float32(alpha))
       query_rows, query = part(1)
       (row_part, start_part), (loss_sum, count) = gradient(
           query_rows, phi, query)

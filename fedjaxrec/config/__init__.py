@@ -31,6 +31,12 @@ from fedjaxrec.config.data import (
     SplitConfig,
     SyntheticConfig,
 )
+from fedjaxrec.config.evaluation import (
+    PROTOCOLS,
+    SELECTIONS,
+    CheckpointConfig,
+    EvaluationConfig,
+)
 from fedjaxrec.config.graph import (
     AGGREGATORS,
     CoFedRecConfig,
@@ -82,12 +88,8 @@ from fedjaxrec.config.privacy import (
 )
 from fedjaxrec.config.run import (
     PARALLEL_MODES,
-    PROTOCOLS,
-    SELECTIONS,
-    CheckpointConfig,
     Config,
     EngineConfig,
-    EvaluationConfig,
     ParallelConfig,
     from_dict,
     to_dict,

@@ -20,6 +20,11 @@ from fedjaxrec.config.data import (
   SplitConfig,
   SyntheticConfig,
 )
+from fedjaxrec.config.evaluation import (
+  CheckpointConfig,
+  EvaluationConfig,
+  check_evaluation,
+)
 from fedjaxrec.config.graph import CoFedRecConfig, FedPerGNNConfig
 from fedjaxrec.config.learning import (
   LEAKY_ALGORITHMS,
@@ -50,9 +55,7 @@ from fedjaxrec.config.secure import SecureConfig, check_secure
 from fedjaxrec.config.two_tower import TwoTowerConfig, check_side_features
 
 PARALLEL_MODES = ('auto', 'single', 'shard_map', 'pmap')
-PROTOCOLS = ('full', 'sampled-99')
 DATA_PLACES = ('device', 'host')
-SELECTIONS = ('best', 'last')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,66 +142,6 @@ class ParallelConfig:
           f'parallel.mode=single with parallel.num_processes='
           f'{self.num_processes}: one device is all that mode uses; use '
           'shard_map, or drop one of the two.')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-  """What the recommendations are worth, and on what.
-
-  Attributes:
-    protocol: full (rank all items) or sampled-99 (the published comparison's).
-    ks: Cut-offs of the ranking metrics; 10 and 20 are always among them.
-    every: Rounds between two looks at the validation set; 0: only at the end.
-    selection: best (by validation NDCG@10) or last: the round that is tested.
-    batch_size: Users ranked at once.
-    bootstrap_samples: Resamples of the users for the 95 % intervals.
-    num_groups: User-activity groups in the report.
-    local_only: Whether to train the control without federation.
-    local_only_rounds: Rounds of that control; 0: as many as a client gets in
-      the federated run, up to 20.
-    fold_in_rounds: Rounds that fit a held-out user's own parameters.
-  """
-  protocol: str = 'full'
-  ks: tuple[int, ...] = (5, 10, 20)
-  every: int = 25
-  selection: str = 'best'
-  batch_size: int = 512
-  bootstrap_samples: int = 1000
-  num_groups: int = 5
-  local_only: bool = True
-  local_only_rounds: int = 0
-  fold_in_rounds: int = 20
-
-  def __post_init__(self):
-    check_types(self, 'evaluation')
-    one_of('evaluation.protocol', self.protocol, PROTOCOLS)
-    one_of('evaluation.selection', self.selection, SELECTIONS)
-    if not self.ks or min(self.ks) < 1 or len(set(self.ks)) < len(self.ks):
-      raise ValueError(
-          f'evaluation.ks={self.ks} needs distinct cut-offs of at least 1.')
-    at_least('evaluation.every', self.every, 0)
-    at_least('evaluation.batch_size', self.batch_size, 1)
-    at_least('evaluation.bootstrap_samples', self.bootstrap_samples, 100)
-    at_least('evaluation.num_groups', self.num_groups, 1)
-    at_least('evaluation.local_only_rounds', self.local_only_rounds, 0)
-    at_least('evaluation.fold_in_rounds', self.fold_in_rounds, 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-  """What survives an interruption.
-
-  Attributes:
-    every: Rounds between two checkpoints; 0: only at the end.
-    keep: Checkpoints kept.
-  """
-  every: int = 100
-  keep: int = 2
-
-  def __post_init__(self):
-    check_types(self, 'checkpoint')
-    at_least('checkpoint.every', self.every, 0)
-    at_least('checkpoint.keep', self.keep, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -294,6 +237,7 @@ class Config:
           'every row would move by its deltas times the numbers of examples; '
           'use row_normalization=mean, or weighting=equal.')
     check_secure(self)
+    check_evaluation(self)
     check_local(self)
     check_downlink(self)
     check_corrections(self)

@@ -18,6 +18,7 @@ from fedjaxrec.evaluation import (
   metrics,
   ratings,
 )
+from fedjaxrec.evaluation.adaptation import make_adaptation_curve
 from fedjaxrec.evaluation.candidates import sample_negatives
 from fedjaxrec.evaluation.metrics import Ranks
 from fedjaxrec.evaluation.ranking import make_ranker
@@ -48,8 +49,9 @@ class Evaluator(NamedTuple):
       set; None where the split has none.
     test: (personal, item_table, shared) -> the sections `test`, `controls`,
       `groups` (of users by activity) and `item_groups` (of what is asked for,
-      by popularity) of summary.json, and `ratings` (RMSE and MAE) where ratings
-      are predicted; the one reader of the test set.
+      by popularity) of summary.json, `ratings` (RMSE and MAE) where ratings
+      are predicted, and `adaptation` where evaluation.adaptation_counts asks
+      for it; the one reader of the test set.
   """
   validate: Callable[[PyTree, PyTree, PyTree], Metrics] | None
   test: Callable[[PyTree, PyTree, PyTree], dict[str, Any]]
@@ -222,6 +224,9 @@ def make_evaluator(
         'item_groups': groups.popularity_groups(compared, popularity, ks),
         **({'ratings': rate(personal, item_table, shared)}
            if predicts_ratings else {}),
+        **({'adaptation': adaptation_curve(
+            personal, mean_of_trained(personal), item_table, shared)}
+           if adaptation_curve else {}),
     }
 
   def rate(personal, item_table, shared):
@@ -242,6 +247,8 @@ def make_evaluator(
   rank_aggregated = rank_test if aggregated_score is None else make_test_ranker(
       aggregated_score)
   finetuning = make_finetuning(config, split.train, simulation)
+  adaptation_curve = make_adaptation_curve(
+      config, split, simulation, make_test_ranker, summarise)
   if not split.validation.num_interactions:
     return Evaluator(None, test)
 

@@ -34,7 +34,7 @@ from fedjaxrec.orchestration.private_runs import PrivateRun
 from fedjaxrec.orchestration.side_inputs import grow_state, load_side_inputs
 from fedjaxrec.orchestration.training import Stop
 from fedjaxrec.privacy.ledger import PrivacyLedger
-from fedjaxrec.reports import html, run_directory, tables
+from fedjaxrec.reports import adaptation, html, run_directory, tables
 from fedjaxrec.reports.events import open_events
 from fedjaxrec.reports.progress import open_progress
 from fedjaxrec.simulation import Simulation, make_simulation
@@ -124,6 +124,7 @@ def train(
     html.write_report(workdir)
     if progress:
       tables.print_comparison(summary)
+      adaptation.print_curve(summary)
   return Result(summary, workdir)
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedjaxrec.reports import adaptation as adaptation_lib
 from fedjaxrec.reports import figures, run_directory, tables
 from fedjaxrec.reports import privacy as privacy_lib
 from fedjaxrec.reports import secure as secure_lib
@@ -72,6 +73,7 @@ def render_report(
       _privacy(summary),
       _training(summary, lines, plots),
       _groups(summary, plots),
+      _adaptation(summary, plots),
       _traffic(summary, plots),
       _secure(summary),
       _facts(summary),
@@ -240,6 +242,27 @@ def _groups(
   return _section('By user activity', _plot(
       plots, 'groups', figure, 'This run has no groups of users.',
       size='tall'))
+
+
+def _adaptation(
+    summary: Mapping[str, Any], plots: dict[str, figures.Figure]
+) -> str:
+  """The curve of users who never trained; nothing without one."""
+  head, *rows = adaptation_lib.curve_rows(summary) or [[]]
+  if not rows:
+    return ''
+  cells = ''.join(f'<th>{_escape(cell)}</th>' for cell in head)
+  body = ''.join(
+      f'<tr><th>{_escape(first)}</th>'
+      f'{"".join(f"<td>{_escape(cell)}</td>" for cell in rest)}</tr>\n'
+      for first, *rest in rows)
+  return _section(
+      'New users',
+      f'<p>{_escape(adaptation_lib.curve_title(summary))}.</p>\n',
+      f'<div class="card scroll"><table><thead><tr>{cells}</tr></thead>'
+      f'<tbody>\n{body}</tbody></table></div>\n',
+      _plot(plots, 'adaptation', adaptation_lib.curve_figure(summary),
+            'This run has no curve.'))
 
 
 def _traffic(
