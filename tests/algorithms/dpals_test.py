@@ -199,6 +199,9 @@ class TestNoise:
 
 @pytest.mark.parametrize(('changes', 'message'), [
     ({'cohort.size': 5}, 'cohort.size=0'),
+    ({'cohort.sampler': 'poisson'}, 'cohort.sampler=poisson'),
+    ({'cohort.sampler': 'cyclic_poisson', 'cohort.groups': 2},
+     'cohort.sampler=cyclic_poisson'),
     ({'privacy.l2_clip_norm': 0.0}, 'privacy.l2_clip_norm'),
     ({'rounds': 1}, 'rounds=1'),
     ({'dpals.vector_share': 0.95}, 'less than 1'),
