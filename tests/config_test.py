@@ -59,6 +59,7 @@ REFUSED = [
   (DPALSConfig, {'gramian_share': 0.0}, 'dpals.gramian_share=0.0'),
   (DPALSConfig, {'vector_share': 0.95}, 'dpals.vector_share=0.95'),
   (FedEASEConfig, {'l2': 0.0}, 'fedease.l2=0.0'),
+  (FedEASEConfig, {'damping': -0.1}, 'fedease.damping=-0.1'),
   (FedEASEConfig, {'window': -1.0}, 'fedease.window=-1.0'),
   (FedEASEConfig, {'recency': INF}, 'fedease.recency=inf'),
   (FedEASEConfig, {'floor': 1.5, 'recency': 1.0}, 'fedease.floor=1.5'),

@@ -5,6 +5,9 @@ needs of the users is X'X, a sum over them. So a client uploads its share, and
 one round gives the centralised solution, exactly: with P = (X'X + l2 I)^-1,
 B_ij = -P_ij / P_jj. To recommend, a client adds up B over its own items.
 
+With fedease.damping an item counts n^-damping instead of 1, n being the clients
+that have it (the diagonal of X'X): EASE of X D, whose scores are x D B.
+
 Two settings read the order of a client's interactions, which no other client
 and not the server needs to know:
 
@@ -103,7 +106,8 @@ def make_fedease(
         {'weights': rows}, {}, count, count, num_examples), view.personal
 
   def update(state: ServerState, total: Sum) -> ServerState:
-    weights = solve(total.item_table['weights'], settings.l2)
+    weights = solve(
+        total.item_table['weights'], settings.l2, settings.damping)
     return state._replace(
         round_index=state.round_index + 1,
         item_table={'weights': jnp.where(
@@ -140,19 +144,27 @@ def make_fedease(
       not_alone=_NOT_ALONE)
 
 
-def solve(gram: jax.Array, l2: float | jax.Array) -> jax.Array:
+def solve(
+    gram: jax.Array, l2: float | jax.Array, damping: float | jax.Array = 0.0
+) -> jax.Array:
   """EASE's weights of a Gramian, by the item that is scored.
 
   Args:
     gram: [num_items, num_items], symmetric, positive semidefinite.
     l2: Ridge penalty, above 0.
+    damping: Power of an item's count, its entry on the diagonal, that it is
+      divided by; at least 0.
 
   Returns:
-    float32 [num_items, num_items]: row j holds B_ij for all i, 0 for i = j.
+    float32 [num_items, num_items]: row j holds d_i B_ij for all i, 0 for i = j,
+    d_i being what item i counts.
   """
-  inverse = invert(gram + l2 * jnp.eye(len(gram)))
+  counts = jnp.maximum(jnp.diagonal(gram), 1)
+  scale = jnp.ones_like(counts) if is_off(damping) else counts**-damping
+  inverse = invert(
+      scale[:, None] * gram * scale[None] + l2 * jnp.eye(len(gram)))
   weights = -inverse / jnp.diagonal(inverse)[:, None]
-  return weights * (1 - jnp.eye(len(gram)))
+  return weights * scale[None] * (1 - jnp.eye(len(gram)))
 
 
 def invert(matrix: jax.Array) -> jax.Array:

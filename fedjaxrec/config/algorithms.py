@@ -129,6 +129,9 @@ class FedEASEConfig:
 
   Attributes:
     l2: Ridge penalty.
+    damping: An item counts n^-damping, n being the clients that have it, so
+      that the model is less of the popular ones; 0: 1, as in the paper. l2 is
+      then of smaller squares.
     window: Two items of a client count together by exp(-distance / window),
       distance being how many of its interactions lie between; 0: all count
       alike, as in the paper. Needs timestamps.
@@ -138,6 +141,7 @@ class FedEASEConfig:
     floor: What an old item still weighs with recency, from 0 to 1.
   """
   l2: float = 100.0
+  damping: float = 0.0
   window: float = 0.0
   recency: float = 0.0
   floor: float = 0.0
@@ -145,6 +149,7 @@ class FedEASEConfig:
   def __post_init__(self):
     check_types(self, 'fedease')
     above('fedease.l2', self.l2, 0)
+    at_least('fedease.damping', self.damping, 0)
     at_least('fedease.window', self.window, 0)
     at_least('fedease.recency', self.recency, 0)
     if not 0 <= self.floor <= 1:

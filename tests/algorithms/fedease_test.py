@@ -25,7 +25,8 @@ COUNTS = [4, 1, 7, 0, 5, 9]
 NUM_ITEMS = 21
 POPULATION = oracles.make_population(COUNTS, NUM_ITEMS, seed=3)
 PLAIN = config.FedEASEConfig(l2=2.0)
-ORDERED = config.FedEASEConfig(l2=2.0, window=3.0, recency=2.0, floor=0.2)
+ORDERED = config.FedEASEConfig(
+    l2=2.0, window=3.0, recency=2.0, floor=0.2, damping=0.5)
 
 
 def make_config(settings=PLAIN, **changes):
@@ -66,13 +67,18 @@ def slow_ease(settings):
       age = len(items) - 1 - a
       history[c, i] = settings.floor + (1 - settings.floor) * np.exp(
           -age / settings.recency) if settings.recency else 1
+  count = np.array([
+      max(1, sum(i in POPULATION.client(c)[0] for c in range(len(COUNTS))))
+      for i in range(NUM_ITEMS)])
+  damped = count**-settings.damping
+  gram *= np.outer(damped, damped)
   weights = np.zeros_like(gram)
   for j in range(NUM_ITEMS):
     # Ridge regression of item j on the others.
     others = [i for i in range(NUM_ITEMS) if i != j]
     weights[others, j] = np.linalg.solve(
         gram[np.ix_(others, others)] + settings.l2 * np.eye(len(others)),
-        gram[others, j])
+        gram[others, j]) * damped[others]
   return weights, history, history @ weights
 
 
