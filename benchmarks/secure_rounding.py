@@ -8,7 +8,7 @@ the float sum: `rounding` (ring against what it was given: the random part),
 `cutting` (clip norm and entry bound: the bias) and `error` (both).
 
   python benchmarks/secure_rounding.py \
-    --flagfile=scripts/movielens_1m_ring.flags --after=0,100 \
+    --flagfile=scripts/movielens_1m_float.flags --after=0,60,120 \
     --rings=16:16:1,16:8:0.5,16:4:0.25
 
 Rings are bits:clip norm:entry bound, with 0 for entries that are not cut.

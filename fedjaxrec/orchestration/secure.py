@@ -24,6 +24,7 @@ from fedjaxrec.orchestration.private_runs import PrivateRun
 from fedjaxrec.orchestration.secure_sums import (
   SecureSums,
   choose_for,
+  graph_bits,
   make_sum_on_host,
 )
 from fedjaxrec.participation.samplers import build_sampler
@@ -40,6 +41,8 @@ from fedjaxrec.uplink import PLAIN
 
 # A share of noise is this many standard deviations from zero once in 1e22.
 _SHARE_REACH = 10
+# What `exposure.LEVELS` says of the protocol holds but for a chance of 2^-40.
+_PROMISED_BITS = 40
 # Rounds whose union is drawn again, where nothing counted it in the run.
 _UNION_ROUNDS = 5
 
@@ -319,6 +322,12 @@ def describe(
       k, t = choose_for(secure, cohort)
       section |= {'num_neighbors': k, 'threshold': (
           t if secure.level == 'protocol' else None)}
+    if secure.level == 'protocol':
+      section['graph_bits'] = graph_bits(secure, cohort)
+      if section['graph_bits'] < _PROMISED_BITS:
+        section['trusted'] += (
+            ' With the graph and the threshold given here, that holds but for '
+            f'a chance of 2^-{max(0.0, section["graph_bits"]):.1f}.')
     section |= secure_account.describe(totals)
     if sums.key_holder:
       section['trusted'] = sums.key_holder

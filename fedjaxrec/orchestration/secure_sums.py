@@ -107,7 +107,7 @@ class SecureSums:
           client: row_union.random_multiples(
               row_union.touched(vector, layout))
           for client, vector in messages.items()},
-          row_union.UNION_BITS, 2 * round_index, before)
+          row_union.UNION_BITS, 2 * round_index, before, None)
       found = union.total != 0
       self._account.union_rows = int(found.sum())
       rows = row_union.padded_rows(found)
@@ -116,13 +116,13 @@ class SecureSums:
       messages = {client: row_union.restrict(vector, rows, layout)
                   for client, vector in messages.items()}
     total, survivors = self._sum(
-        messages, self._bits, 2 * round_index + 1, silent)
+        messages, self._bits, 2 * round_index + 1, silent, self._l2_bound)
     return _Outcome(total if rows is None else row_union.expand(
         total, rows, layout), survivors)
 
   def _sum(
       self, vectors: Mapping[int, np.ndarray], bits: int, number: int,
-      silent: dict[int, Stage]
+      silent: dict[int, Stage], l2_bound: float | None
   ) -> _Outcome:
     """One secure sum at the run's level, into the account."""
     secure = self._secure
@@ -140,8 +140,8 @@ class SecureSums:
       with _as_aborted():
         result = run_shared_sum(
             vectors, bits=bits, num_servers=secure.num_servers,
-            l2_bound=None if bits != self._bits else self._l2_bound,
-            dropouts=gone & vectors.keys(), min_survivors=self.threshold)
+            l2_bound=l2_bound, dropouts=gone & vectors.keys(),
+            min_survivors=self.threshold)
     else:
       with _as_aborted():
         result = self._run_homomorphic(vectors, bits)
@@ -300,6 +300,16 @@ def choose_for(secure: SecureConfig, cohort: int) -> tuple[int, int]:
     return k, min(secure.threshold, degree)
   return k, max(range(degree // 2 + 1, degree + 1), key=lambda t: min(
       failure_bits(cohort, k, t, CORRUPT, gone, active_server=False)))
+
+
+def graph_bits(secure: SecureConfig, cohort: int) -> float:
+  """Minus the binary logarithm of the chance that the graph hides somebody not.
+
+  From a server that follows the protocol and a quarter of the clients.
+  """
+  k, t = choose_for(secure, cohort)
+  return float(failure_bits(
+      cohort, k, t, CORRUPT, 0.0, active_server=False)[0])
 
 
 def to_signed(vector: np.ndarray, bits: int) -> np.ndarray:

@@ -9,7 +9,12 @@ import pytest
 
 from fedjaxrec.aggregation.packing import packed_bytes
 from fedjaxrec.aggregation.row_union import RowLayout
-from fedjaxrec.orchestration import experiment, secure, secure_account
+from fedjaxrec.orchestration import (
+  experiment,
+  secure,
+  secure_account,
+  secure_sums,
+)
 from fedjaxrec.orchestration.secure_sums import make_sum_on_host
 from tests.orchestration.resume_test import train_until
 from tests.small_runs import make_config
@@ -74,6 +79,30 @@ def test_survivors_are_named_so_that_others_may_keep_what_they_have():
   found = sums(messages(), 0)
   assert found.reported == len(found.counted) < 8
   assert sums.take(0)['survivors'] == found.reported
+
+
+def test_the_norm_is_proved_of_what_is_summed_and_not_of_the_union():
+  """In a ring of 32 bits too, which is as wide as that of the union."""
+  config = make_config({
+      'secure.level': 'shares', 'secure.rows': 'union', 'cohort.size': 8,
+      'secure.norm_check': True, 'secure.bits': 32})
+  sums = make_sum_on_host(config, 32, 100.0, 8, LAYOUT, None, 500.0)
+  found = sums(messages(), 0)
+  assert found.reported == 8 and not sums.take(0)['rejected']
+  np.testing.assert_array_equal(found.total, sum(messages().values()))
+  too_long = messages() | {3: np.full(D, 400, np.uint32)}
+  assert 3 not in sums(too_long, 1).counted
+  assert sums.take(1)['rejected'] == {'over_norm': 1}
+
+
+def test_a_graph_of_ones_own_says_how_little_it_hides():
+  config = make_config({
+      'secure.level': 'protocol', 'cohort.size': 100,
+      'secure.num_neighbors': 6, 'secure.threshold': 4,
+      'synthetic.num_users': 200})
+  few = secure_sums.graph_bits(config.secure, 100)
+  alone = dataclasses.replace(config.secure, num_neighbors=0, threshold=0)
+  assert few < 20 and secure_sums.graph_bits(alone, 100) >= 40
 
 
 def test_accounts_survive_being_written_down():
