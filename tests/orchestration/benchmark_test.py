@@ -332,7 +332,7 @@ def test_every_stored_federated_method_can_be_built_on_a_small_data_set(
       presets, str(tmp_path / 'small.flags'), values)
   methods = [benchmark_methods.read_method(presets, data, name, values)
              for name in presets.methods(data)]
-  plan = benchmark.Plan([data], [methods], [0])
+  plan = benchmark.Plan([data], [methods], [0], ('full',))
   splits = benchmark.load_splits(plan)
   plan = benchmark.fit_cohorts(plan, splits)
   built = [method.name for method in plan.methods[0] if not method.reference
