@@ -88,7 +88,8 @@ def count_pseudo_items(counts: Any, wanted: int, num_items: int) -> Any:
     num_items: Items in the catalogue.
   """
   numpy = np if isinstance(counts, np.ndarray) else jnp
-  return numpy.minimum(wanted, (num_items - counts) // 2) * (counts > 0)
+  left = numpy.maximum(num_items - counts, 0)  # Padding counts may be above.
+  return numpy.minimum(wanted, left // 2) * (counts > 0)
 
 
 def draw_ego(

@@ -280,6 +280,7 @@ def test_bytes_count_the_pseudo_rows_and_no_more_than_there_are():
   counts = np.array([0, 1, 4, 7, 20, 23, 24])
   plain_rows = touched_rows(counts, NUM_NEGATIVES, NUM_ITEMS)
   # Of 4 unseen items 2 at most, of 1 none: half stays for the negatives.
+  assert fedpergnn.count_pseudo_items(np.array([64]), PSEUDO, NUM_ITEMS) == 0
   np.testing.assert_array_equal(
       fedpergnn.count_pseudo_items(counts, PSEUDO, NUM_ITEMS),
       [0, 3, 3, 3, 2, 0, 0])
