@@ -68,6 +68,7 @@ class Member(NamedTuple):
     placement: The devices.
     key: The key of the clients' draws.
     refit: As `Simulation.refit`.
+    side: None: members read no features.
   """
   init: Callable[[], State]
   personal_by_client: Callable[[State], PyTree]
@@ -76,6 +77,7 @@ class Member(NamedTuple):
   placement: parallel.Placement
   key: jax.Array
   refit: Refit | None = None
+  side: None = None
 
 
 class Study(NamedTuple):
