@@ -65,7 +65,9 @@ def make_metamf(
         f'algorithm.name=metamf with model.name={config.model.name}: its '
         "server generates the clients' models; use model.name=metamf, or, for "
         f'{config.model.name}, algorithm.name=fedavg.')
-  if config.compression.is_on or config.secure.is_on:
+  compression = config.compression
+  if (compression.is_on or compression.downlink_bits > 0
+      or config.secure.is_on):
     raise ValueError(
         'algorithm.name=metamf with compression or a secure sum: the server '
         'must see each gradient, with its client, to pass it on through the '
