@@ -119,7 +119,7 @@ def run(values: flags.FlagValues, workdir: pathlib.Path) -> int:
           plan, spaces, tune, workdir, **options):
         print(f'Chosen: {path}')
       return 0
-    benchmark.run_benchmark(plan, workdir, **options)
+    outcomes = benchmark.run_benchmark(plan, workdir, **options)
   except KeyboardInterrupt:
     print('\nInterrupted. Continue with the same command and --resume '
           f'--workdir={workdir}', file=sys.stderr)
@@ -127,7 +127,11 @@ def run(values: flags.FlagValues, workdir: pathlib.Path) -> int:
   for name in (benchmark_directory.TABLE, benchmark_directory.MARKDOWN,
                benchmark_directory.PAGE):
     print(f'Benchmark: {workdir / name}')
-  return 0
+  failed = sum(outcome.status == 'failed' for outcome in outcomes)
+  if failed:
+    print(f'{failed} of {len(outcomes)} runs have failed; they are tried again '
+          'with --resume.', file=sys.stderr)
+  return int(failed > 0)
 
 
 def _list_runs(datasets, methods, seeds, tune, workdir) -> None:

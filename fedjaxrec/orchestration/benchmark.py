@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import rich.console
+from absl import logging
 
 from fedjaxrec.data.splits import Split
+from fedjaxrec.flags import config_fields
 from fedjaxrec.orchestration import benchmark_runs, experiment
 from fedjaxrec.orchestration.benchmark_methods import (
   PROTOCOLS,
@@ -33,6 +35,7 @@ from fedjaxrec.reports import (
 
 # Negatives of the sampled protocol.
 _SAMPLED = 99
+_LINE = '\n'
 
 
 class Plan(NamedTuple):
@@ -122,7 +125,7 @@ def run_benchmark(
   outcomes = write_results(workdir)
   if progress:
     benchmark_table.print_results(outcomes)
-  if all(o.status in ('diverged', 'refused') for o in outcomes):
+  if all(o.status in ('diverged', 'refused', 'failed') for o in outcomes):
     raise FloatingPointError(
         f'every run of the benchmark has failed; the first: '
         f'{outcomes[0].message}')
@@ -239,17 +242,25 @@ def merge(
 
   def key(run):
     return run['dataset'], run['method'], run['seed']
+
   before = {key(run): run for run in old['runs']}
   for run in new['runs']:
-    was = before.setdefault(key(run), run)['fields']
-    for field in sorted({*was, *run['fields']}):
-      if was.get(field) != run['fields'].get(field):
+    was = before.get(key(run), run)
+    # What has left no result may still be changed.
+    before[key(run)] = run
+    if not benchmark_directory.has_results(workdir, run):
+      continue
+    # A field that was not there yet had what is its default now.
+    defaults = {field.name: plain(field.default) for field in config_fields()}
+    for field in sorted({*was['fields'], *run['fields']}):
+      past, now = (fields.get(field, defaults.get(field))
+                   for fields in (was['fields'], run['fields']))
+      if past != now:
         raise ValueError(
-            f'{field}={run["fields"].get(field)} for {run["method"]} on '
-            f'{run["dataset"]} differs from the benchmark in {name}, which has '
-            f'{was.get(field)}; a benchmark is continued with its own settings '
-            '(methods, data sets and seeds may be added). Use another '
-            '--workdir, or --overwrite.')
+            f'{field}={now} for {run["method"]} on {run["dataset"]} differs '
+            f'from the benchmark in {name}, which has {past}; a benchmark is '
+            'continued with its own settings (methods, data sets and seeds may '
+            'be added). Use another --workdir, or --overwrite.')
   return new | {
       'datasets': old['datasets'] | new['datasets'],
       'runs': list(before.values())}
@@ -271,10 +282,13 @@ def _make_run(
     benchmark_runs.run_method(method, split, protocols, folder, progress)
   except FloatingPointError as error:
     _record(folder, 'diverged', error)
-  except ValueError as error:
-    if not _raised_here(error):
-      raise
-    _record(folder, 'refused', error)
+  except Exception as error:
+    # A defect, or too little memory: the others have hours of work before them.
+    if isinstance(error, ValueError) and _raised_here(error):
+      _record(folder, 'refused', error)
+      return
+    logging.exception('%s has failed', folder)
+    _record(folder, 'failed', error)
 
 
 def _raised_here(error: BaseException) -> bool:
@@ -287,4 +301,5 @@ def _record(folder: pathlib.Path, status: str, error: Exception) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   run_directory.write_json(
       folder / benchmark_directory.FAILED,
-      {'status': status, 'message': str(error)})
+      {'status': status, 'message': str(error) if status != 'failed' else
+       f'{type(error).__name__}: {str(error).strip().partition(_LINE)[0]}'})

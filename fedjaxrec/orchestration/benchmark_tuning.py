@@ -121,7 +121,7 @@ def run_tuning(
   old = benchmark_directory.read_benchmark(workdir) if resuming else None
   content = benchmark.merge(old, benchmark.new_benchmark(
       plan, splits, runs, tune=budget), workdir)
-  _check_same_trials(runs, content['runs'], workdir)
+  _check_same_trials(runs, old['runs'] if old else (), workdir)
   if not resuming:
     benchmark_directory.prepare_workdir(workdir)
   run_directory.write_json(workdir / benchmark_directory.BENCHMARK, content)
@@ -172,7 +172,9 @@ def _check_same_trials(
   """Refuses to go on where the search space has changed."""
   before = {(run['dataset'], run['method']): run for run in stored}
   for run in runs:
-    if before[run['dataset'], run['method']]['trials'] != run['trials']:
+    was = before.get((run['dataset'], run['method']), run)
+    if was['trials'] != run['trials'] and benchmark_directory.has_results(
+        workdir, run):
       raise ValueError(
           f'workdir={str(workdir)!r} holds a search of other settings of '
           f'{run["method"]} on {run["dataset"]}: its search space has changed '

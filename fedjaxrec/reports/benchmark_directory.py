@@ -40,9 +40,9 @@ class Outcome(NamedTuple):
     seed: Its seed.
     counterpart: The method that this one is compared with, or empty.
     is_reference: Whether it is outside the federation.
-    status: done, diverged, refused or unfinished.
+    status: done, diverged, refused, failed or unfinished.
     summary: The content of summary.json; empty where it is not done.
-    message: What was said when it diverged or was refused.
+    message: What was said when it diverged, was refused or failed.
   """
   dataset: str
   method: str
@@ -141,12 +141,20 @@ def read_benchmark(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def status_of(folder: pathlib.Path) -> str:
-  """Whether a run is done, diverged, refused or unfinished."""
+  """Whether a run is done, diverged, refused, failed or unfinished."""
   if (folder / run_directory.SUMMARY).is_file():
     return 'done'
   if (folder / FAILED).is_file():
     return run_directory.read_json(folder / FAILED)['status']
   return 'unfinished'
+
+
+def has_results(
+    workdir: str | os.PathLike[str], run: Mapping[str, Any]) -> bool:
+  """Whether a run of benchmark.json is over, or a setting of it was tried."""
+  where = run['dataset'], run['method']
+  return trial_path(workdir, *where, 0).is_file() or status_of(
+      run_folder(workdir, *where, run['seed'])) in ('done', 'diverged')
 
 
 def read_outcomes(
@@ -163,5 +171,5 @@ def read_outcomes(
         run_directory.read_json(folder / run_directory.SUMMARY)
         if status == 'done' else {},
         run_directory.read_json(folder / FAILED)['message']
-        if status in ('diverged', 'refused') else ''))
+        if status in ('diverged', 'refused', 'failed') else ''))
   return outcomes

@@ -59,7 +59,7 @@ def _header(
 ) -> str:
   counts = ', '.join(
       f'{n} {status}'
-      for status in ('done', 'diverged', 'refused', 'unfinished')
+      for status in ('done', 'diverged', 'refused', 'failed', 'unfinished')
       if (n := sum(o.status == status for o in outcomes)))
   words = ''.join(f'<p>{escape(headline(lines, name))}</p>\n'
                   for name in names)

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -170,6 +171,30 @@ class TestRun:
     assert snapshot(done[0]) == before
 
 
+def test_what_left_no_result_may_be_changed_and_new_fields_have_defaults(
+    tmp_path):
+  def content(**fields):
+    return {'tune': 0, 'protocols': ['full'], 'datasets': {'d': 'x'}, 'runs': [
+        {'dataset': 'd', 'method': 'm', 'seed': 0, 'fields': fields}]}
+
+  changed = content(rounds=3)
+  assert benchmark.merge(content(rounds=2), changed, tmp_path) == changed
+  folder = tmp_path / 'runs' / 'd' / 'm' / '0'
+  folder.mkdir(parents=True)
+  (folder / 'summary.json').write_text('{}')
+  with pytest.raises(ValueError, match='rounds=3 for m on d.* has 2'):
+    benchmark.merge(content(rounds=2), changed, tmp_path)
+  # A field of a later version, by its default and by another value.
+  newer = content(**{'rounds': 2, 'client.epochs': 1})
+  assert benchmark.merge(content(rounds=2), newer, tmp_path) == newer
+  with pytest.raises(ValueError, match='client.epochs=2 .* has 1'):
+    benchmark.merge(content(rounds=2), content(
+        **{'rounds': 2, 'client.epochs': 2}), tmp_path)
+  other = content(rounds=2) | {'datasets': {'d': 'y'}}
+  with pytest.raises(ValueError, match='another d'):
+    benchmark.merge(content(rounds=2), other, tmp_path)
+
+
 def test_clients_train_alone_once_for_all_protocols(folder, monkeypatch):
   calls = []
   original = controls.train_local_only
@@ -198,11 +223,26 @@ def test_what_fails_is_recorded_and_the_others_go_on(folder, monkeypatch):
   assert {key[0] for key in rows_of(workdir)} == {'full'}
 
 
-def test_a_mistake_of_ours_is_no_refusal(folder, monkeypatch):
-  monkeypatch.setattr(
-      benchmark_runs, 'run_method', lambda *_: np.zeros((2, 3)) @ np.zeros(2))
-  with pytest.raises(ValueError, match='matmul'):
-    run(folder, folder / 'ours', '--benchmark.methods=ease')
+def test_a_defect_stops_no_other_method_and_is_tried_again(
+    folder, monkeypatch):
+  original = benchmark_runs.run_method
+
+  def run_method(method, *rest):
+    if method.name == 'ease':
+      return np.zeros((2, 3)) @ np.zeros(2)
+    return original(method, *rest)
+
+  workdir = folder / 'ours'
+  arguments = ['--benchmark.methods=ease,popularity', '--benchmark.seeds=0',
+               '--benchmark.protocols=full']
+  with monkeypatch.context() as patch:
+    patch.setattr(benchmark_runs, 'run_method', run_method)
+    assert run(folder, workdir, *arguments) == 1
+  text = (workdir / 'benchmark.md').read_text()
+  assert 'ease, seed 0: failed: ValueError: matmul' in text
+  assert {key[1] for key in rows_of(workdir)} >= {'popularity'}
+  assert run(folder, workdir, '--resume', *arguments) == 0
+  assert {key[1] for key in rows_of(workdir)} >= {'popularity', 'ease'}
 
 
 def test_a_catalogue_without_99_negatives_is_refused_before_anything_runs(
@@ -260,6 +300,16 @@ class TestTuning:
     assert run(folder, tuned, '--benchmark.methods=ease', '--resume',
                '--benchmark.tune=2') == 2
     assert '--benchmark.tune=3' in capsys.readouterr().err
+
+  def test_another_search_space_is_refused(
+      self, tuned, folder, capsys, tmp_path):
+    shutil.copytree(folder / 'presets', tmp_path / 'presets')
+    (tmp_path / 'presets' / 'search_space.txt').write_text(
+        'ease: ease.l2=1,20,7\n')
+    assert run(folder, tuned, '--benchmark.methods=ease', '--resume',
+               '--benchmark.tune=3',
+               f'--benchmark.presets={tmp_path}/presets') == 2
+    assert 'search space has changed' in capsys.readouterr().err
 
   def test_a_federated_method_is_judged_on_validation_by_its_best_round(
       self, folder, monkeypatch):
