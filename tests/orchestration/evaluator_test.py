@@ -28,11 +28,11 @@ ITEMS = np.arange(NUM_ITEMS, dtype=np.float32)
 
 def algorithm_of(score_fn):
   return types.SimpleNamespace(
-      score=score_fn, aggregated_score=None, not_alone='')
+      score=score_fn, aggregated_score=None, not_alone='', numbered=False)
 
 
 # All that the evaluator asks of a simulation, but for the control.
-SIMULATION = types.SimpleNamespace(algorithm=algorithm_of(score))
+SIMULATION = types.SimpleNamespace(algorithm=algorithm_of(score), side=None)
 
 
 def make(split, changes=None, simulation=SIMULATION):
@@ -72,7 +72,7 @@ def test_personalised_is_each_with_its_own_aggregated_all_with_the_mean():
   object.__setattr__(split, 'train', train)
   personal = np.array([3, -1, 3, -1, 3, -100], np.float32)
   sections = make(split, simulation=types.SimpleNamespace(
-      algorithm=algorithm_of(
+      side=None, algorithm=algorithm_of(
           lambda own, rows, shared: own * rows + shared))).test(
               personal, ITEMS, np.float32(0))['test']
 
@@ -95,8 +95,8 @@ def test_held_out_users_are_fitted_before_they_are_ranked(monkeypatch):
   split = random_split(NUM_USERS, NUM_ITEMS, 4)
   fits = []
 
-  def make_fold_in(config, fold_in):
-    assert fold_in is split.fold_in
+  def make_fold_in(config, fold_in, side):
+    assert fold_in is split.fold_in and side is None
 
     def fit(personal, item_table, shared):
       fits.append((personal, item_table, shared))
@@ -153,7 +153,7 @@ class TestLocalOnly:
     calls = []
 
     def train_local_only(algorithm, server, personal, train, clients, rounds,
-                         batch_size, key):
+                         batch_size, key, labels=None):
       calls.append(types.SimpleNamespace(
           personal=personal, train=train, clients=clients, rounds=rounds))
       return np.tile(ITEMS, (len(clients), 1))
@@ -163,7 +163,7 @@ class TestLocalOnly:
   def simulate(self, num_users):
     state = types.SimpleNamespace(server=np.zeros(1))
     return types.SimpleNamespace(
-        algorithm=algorithm_of(score), key=None,
+        algorithm=algorithm_of(score), key=None, side=None,
         init=lambda: state,
         personal_by_client=lambda _: np.arange(num_users, dtype=np.float32))
 
