@@ -33,7 +33,6 @@ from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import Contribution, View, is_off
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.population import ByItem
 from fedjaxrec.server import ServerState, Sum
 
 _NOT_ALONE = (
@@ -59,7 +58,9 @@ def make_fedease(
   model, the entries of its items: as many. On several devices, and with any
   order of the clients, the sum is the same to the order of float32 additions.
 
-  Cost of a client: n_u num_items numbers; of the server: two matrices of
+  Cost of a client: n_u num_items numbers, and num_items for its weights, which
+  a simulation keeps of all clients (no `ByItem`: scoring a few items takes the
+  weights of all of the client's own); of the server: two matrices of
   num_items^2 numbers and 2 num_items^3 multiplications.
 
   Args:
@@ -119,7 +120,8 @@ def make_fedease(
     if not is_off(settings.recency):
       weight = settings.floor + (1 - settings.floor) * jnp.exp(
           -age / settings.recency)
-    return ByItem({'weight': jnp.where(examples.used, weight, 0)})
+    return {'weight': jax.vmap(lambda w, items: jnp.zeros(num_items).at[
+        items].set(w, mode='drop'))(weight, examples.rows)}
 
   def init_server(key):
     del key
@@ -129,7 +131,7 @@ def make_fedease(
 
   return Algorithm(
       init_server=init_server,
-      init_personal=lambda key: ByItem({'weight': jnp.zeros(num_items)}),
+      init_personal=lambda key: {'weight': jnp.zeros(num_items)},
       draw=least_squares.draw_slots,
       client_update=client_update,
       server=least_squares.make_solver(
@@ -137,7 +139,7 @@ def make_fedease(
       learning_rate_scale=lambda round_index: jnp.float32(1),
       weight_by_examples=False,
       score=lambda own, item_rows, shared: (
-          item_rows['weights'] @ own.rows['weight']),
+          item_rows['weights'] @ own['weight']),
       refit=refit,
       touched_rows=lambda counts: np.asarray(counts, np.int64),
       is_encoded=True,

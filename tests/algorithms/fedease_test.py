@@ -13,6 +13,7 @@ from fedjaxrec.algorithms.fedease import invert
 from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.communication.ledger import communication_summary
 from fedjaxrec.data.sources import require_times
+from fedjaxrec.evaluation.ranking import make_ranker
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.orchestration.summary import describe_communication
 from fedjaxrec.references import ease
@@ -50,7 +51,7 @@ def run(settings, block_size=4):
   own = simulation.refit(server, simulation.personal_by_client(state))
   scores = jax.vmap(lambda mine: simulation.algorithm.score(
       mine, server.item_table, {}))(own)
-  return (server.item_table['weights'].T, own.rows['weight'],
+  return (server.item_table['weights'].T, own['weight'],
           np.asarray(scores))
 
 
@@ -110,6 +111,28 @@ def test_order_changes_the_model_and_the_scores():
 def test_blocks_do_not_matter():
   for found, other in zip(run(ORDERED), run(ORDERED, 1), strict=True):
     np.testing.assert_allclose(found, other, rtol=0, atol=ATOL)
+
+
+def test_a_few_candidates_have_the_scores_that_they_have_among_all():
+  split = random_split(6, 30, 5)
+  rng = np.random.default_rng(0)
+  table = {'weights': rng.normal(size=(30, 30)).astype(np.float32)}
+  own = {'weight': rng.random((6, 30)).astype(np.float32)}
+  scores = own['weight'] @ table['weights'].T
+  settings = make_config()
+  algorithm = build_algorithm(
+      settings, build_recommender(settings.model, 30), 30)
+  negatives = np.stack([rng.permutation(np.setdiff1d(
+      np.arange(30), [*split.train.items[5 * u:5 * u + 5],
+                      split.test.items[u]]))[:4] for u in range(6)])
+  rank = make_ranker(
+      algorithm.score, split.test, [split.train], 30, protocol='sampled-99',
+      batch_size=6, seed=0, negatives=negatives.astype(np.int32))
+  users = np.arange(6)
+  np.testing.assert_array_equal(
+      rank(own, table, {}).rank,
+      (scores[users[:, None], negatives]
+       >= scores[users, split.test.items][:, None]).sum(1))
 
 
 @pytest.mark.parametrize('n', [1, 7, 64, 65, 150])
