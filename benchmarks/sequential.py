@@ -40,7 +40,7 @@ _OBJECTIVE = flags.DEFINE_string('objective', 'bce', 'Loss.')
 _COHORT = flags.DEFINE_integer('cohort', 128, 'Clients a round; users a batch.')
 _PASSES = flags.DEFINE_integer('passes', 40, 'Passes over all users.')
 _EVERY = flags.DEFINE_integer('every', 5, 'Passes between two rankings.')
-_RATE = flags.DEFINE_float('rate', 0.003, "Adam's rate, on either side.")
+_RATE = flags.DEFINE_float('rate', 0.01, "Adam's rate, on either side.")
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds.')
 _BUDGET_S = flags.DEFINE_float(
     'budget_s', 0.0, 'Seconds of training after which one stops; 0: none.')
