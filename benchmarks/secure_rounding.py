@@ -75,9 +75,10 @@ def make_take_apart(simulation, num_clients, num_items, rings):
 
     def block(capacity, members, carry):
       plain, parts, facts = carry
-      rows, delta, weight, _, _, _ = train(capacity, members, personal)
+      trained = train(capacity, members, personal)
+      rows, delta = trained.rows, trained.delta
       keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(members)
-      there = weight > 0
+      there = trained.weight > 0
       new = []
       for (_, clip_norm, entry_bound, ring), (short, sums) in zip(
           rings, parts, strict=True):

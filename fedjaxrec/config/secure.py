@@ -11,6 +11,8 @@ ROW_SECRECY = ('dense', 'union', 'chosen')
 DISTRIBUTED_NOISE = ('none', 'skellam', 'discrete_gaussian')
 TRANSPORTS = ('in_process', 'tcp')
 MAX_HE_BITS = 24
+# Algorithms whose server needs more than the sum of the updates.
+_LOOK_AT_EACH = ('gpfedrec', 'cofedrec')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,12 @@ def check_secure(config: Any) -> None:
   secure, privacy = config.secure, config.privacy
   if not secure.is_on:
     return
+  if config.algorithm.name in _LOOK_AT_EACH:
+    raise ValueError(
+        f'algorithm.name={config.algorithm.name} with secure.level='
+        f'{secure.level}: its server looks at each client, whose update a '
+        'secure sum hides; use secure.level=none, or an algorithm that needs '
+        'the sum alone, such as pfedrec.')
   if config.server.row_normalization == 'contributors':
     raise ValueError(
         f'server.row_normalization=contributors with secure.level='
