@@ -172,8 +172,8 @@ def check_secure(config: Any) -> None:
     raise ValueError(
         f'algorithm.name={config.algorithm.name} with secure.level='
         f'{secure.level}: its server looks at each client, whose update a '
-        'secure sum hides; use secure.level=none, or an algorithm that needs '
-        'the sum alone, such as pfedrec.')
+        'secure sum hides; use it without privacy, compression and secure sums '
+        '(secure.level=none), or one that needs the sum alone, as pfedrec.')
   if config.server.row_normalization == 'contributors':
     raise ValueError(
         f'server.row_normalization=contributors with secure.level='
