@@ -207,12 +207,12 @@ def make_study(
         f'({", ".join(traceable(configs[0]))}); make a study for each '
         '`program_key`.')
   num_members, first = len(configs), configs[0]
-  training = label_members(first, training)
   if first.model.name == 'two_tower':
     raise ValueError(
         'model.name=two_tower in a study: its members share one program, which '
         'has no place for features; use `fedjaxrec train` for each setting, or '
         'model.name=mf.')
+  training = label_members(first, training)
   num_clients = len(training[0][0]) - 1
   counts = [np.diff(offsets) for offsets, _, _ in training]
   if len({(len(count), np.count_nonzero(count)) for count in counts}) != 1:
