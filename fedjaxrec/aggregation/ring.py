@@ -279,19 +279,17 @@ def random_bits(low, high, leaf: int, shape) -> jax.Array:
     size *= length
   start = _mix(low + jnp.uint32((leaf + 1) * 0x85ebca6b & 0xffffffff))
   counter = jnp.arange(size, dtype=jnp.uint32).reshape(shape)
-  return _mix(_mix(counter * jnp.uint32(0x9e3779b9) + start) ^ high)
+  return _mix((counter * jnp.uint32(0x9e3779b9) + start) ^ high)
 
 
 def _round(x, low, high, leaf):
   """Rounds to int32 at random; the expectation is x, to 2^-24."""
-  size = jnp.abs(x)
-  whole = jnp.floor(size)
-  # Below 2^24 the fraction is exact; beyond it there is none.
-  fraction = (size - whole) * 2.0**24
+  whole = jnp.floor(x)
+  # Below 2^24 the fraction is exact, but for rounding that 2^-24 allows;
+  # beyond it there is none.
+  fraction = (x - whole) * 2.0**24
   bits = (random_bits(low, high, leaf, x.shape) >> 8).astype(jnp.float32)
-  up = (bits < fraction).astype(jnp.int32)
-  value = whole.astype(jnp.int32) + up
-  return jnp.where(x < 0, -value, value)
+  return whole.astype(jnp.int32) + (bits < fraction).astype(jnp.int32)
 
 
 def _check(bits, l2_clip_norm, max_cohort, scale, entry_bound, rotation,
