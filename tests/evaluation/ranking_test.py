@@ -107,6 +107,30 @@ class TestOracle:
         None if protocol == 'full' else chosen)
     np.testing.assert_array_equal(as_rows(ranks)[:, :2], expected[:, :2])
 
+  @pytest.mark.parametrize(('width', 'top_k', 'gathered'), [
+      (NUM_ITEMS - 1, 0, True), (NUM_ITEMS, 0, False), (3, 5, False)])
+  def test_a_few_items_are_read_off_where_all_are_scored(
+      self, width, top_k, gathered):
+    _, _, test = make_parts(2)
+    rng = np.random.default_rng(5)
+    # Whole numbers, so that no order of additions matters.
+    personal, table = (rng.integers(-2, 3, (n, width)).astype(np.float32)
+                       for n in (NUM_USERS, NUM_ITEMS))
+    chosen = np.tile(np.arange(0, NUM_ITEMS, 2), (NUM_USERS, 1))
+    sizes = set()
+
+    def count_rows(mine, rows, rest):
+      sizes.add(len(rows))
+      return rows @ mine
+
+    ranks = ranking.make_ranker(
+        count_rows, test, [], NUM_ITEMS, protocol='sampled-99', batch_size=4,
+        seed=0, negatives=chosen, top_k=top_k)(personal, table, ())
+    np.testing.assert_array_equal(
+        as_rows(ranks)[:, :2],
+        oracle(personal @ table.T, test, [], chosen)[:, :2])
+    assert (sizes != {NUM_ITEMS}) == gathered
+
   @pytest.mark.parametrize('passes', [256, 0], ids=['counting', 'sorting'])
   @pytest.mark.parametrize('relevant', [(1,), (0, 1, 3, 9)])
   def test_full_ranking_equals_the_oracle(self, relevant, passes, monkeypatch):
