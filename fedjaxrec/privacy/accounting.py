@@ -30,6 +30,7 @@ import scipy.stats
 from dp_accounting import dp_event, pld, rdp
 from dp_accounting.pld import pld_pmf, privacy_loss_distribution
 
+from fedjaxrec.privacy.grids import refuse_endless
 from fedjaxrec.privacy.integer_noise import DistributedNoise, distributed_rdp
 
 NEIGHBORING = {
@@ -341,8 +342,8 @@ def epsilon(
     Epsilon; infinity where nothing is guaranteed at this delta.
 
   Raises:
-    ValueError: For names that are not known, a delta that is no probability, or
-      an event that the accountant cannot take under this relation.
+    ValueError: For names that are not known, a delta that is no probability,
+      too little noise for a grid, or an event that the accountant cannot take.
   """
   if neighboring not in NEIGHBORING:
     raise ValueError(f'neighboring={neighboring!r} is not known; use one of '
@@ -351,6 +352,7 @@ def epsilon(
     raise ValueError(f'accountant={accountant!r} is not known; use pld or rdp.')
   if not 0 < delta < 1:
     raise ValueError(f'delta={delta} must lie strictly between 0 and 1.')
+  refuse_endless(releases, accountant, neighboring, interval)
   relation = NEIGHBORING[neighboring]
   left = delta - sum(r.times * r.tail_probability for r in releases)
   releases = [release for release in releases if release.times]

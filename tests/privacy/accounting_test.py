@@ -353,3 +353,18 @@ def test_an_event_that_a_bound_is_not_valid_for_is_refused(
   with pytest.raises(ValueError, match=type(event).__name__):
     accounting.epsilon([Release(event, 2)], DELTA, accountant=accountant,
                        neighboring=neighboring)
+
+
+@pytest.mark.parametrize(('event', 'neighboring'), [
+    (accounting.poisson(0.001, 0.1), 'add_or_remove_one'),
+    (accounting.truncated_poisson(0.001, 0.1, 1000, 200), 'add_or_remove_one'),
+    (accounting.fixed_size(0.001, 1000, 100), 'replace_one'),
+    (accounting.gaussian(0.001), 'replace_special')])
+def test_noise_too_small_for_a_grid_is_refused_before_it_is_made(
+    event, neighboring):
+  releases = [accounting.Release(event, 500)]
+  with pytest.raises(ValueError, match='noise_multiplier=0.001 in 500 .*=rdp'):
+    accounting.epsilon(releases, 1e-5, neighboring=neighboring)
+  if 'Truncated' not in type(event).__name__:
+    assert 1e6 < accounting.epsilon(
+        releases, 1e-5, accountant='rdp', neighboring=neighboring) < np.inf
