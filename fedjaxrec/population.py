@@ -177,11 +177,28 @@ def gather_clients(
   count = stop - start  # A padding client starts and stops at the end.
   column = jnp.arange(capacity, dtype=jnp.int32)[None, :]
   mine = column < count[:, None]
-  place = start[:, None] + column
-  return Client(
-      client_id, count,
-      jnp.where(mine, data.items.at[place].get(mode='clip'), num_items),
-      jnp.where(mine, data.labels.at[place].get(mode='clip'), 0.0))
+  read = [data.items, data.labels]
+  last = len(data.items) - capacity
+
+  def by_place(start):
+    return [x.at[start[:, None] + column].get(mode='clip') for x in read]
+
+  def by_slice(start):
+    return [jax.vmap(lambda s, x=x: jax.lax.dynamic_slice_in_dim(
+        x, s, capacity))(start) for x in read]
+
+  if jax.default_backend() == 'cpu' and last >= 0:
+    # A client's interactions are one cold place of memory if they are read as
+    # one slice, for which there is no room near the end. The conditional also
+    # keeps XLA's CPU compiler from reading them one by one, where they are
+    # shuffled; see `touched_rows.read_rows`.
+    start = jnp.where(count > 0, start, 0)
+    items, labels = jax.lax.cond(
+        (start <= last).all(), by_slice, by_place, start)
+  else:
+    items, labels = by_place(start)
+  return Client(client_id, count, jnp.where(mine, items, num_items),
+                jnp.where(mine, labels, 0.0))
 
 
 def is_by_item(x: Any) -> bool:

@@ -27,7 +27,7 @@ from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.memory import check_personal_tables, estimate_memory
 from fedjaxrec.models.registry import build_recommender
-from fedjaxrec.participation.plan import Plan, make_planner, most_blocks
+from fedjaxrec.participation.plan import Plan, make_planner, room_of_plan
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.participation.sizes import (
     choose_block_size,
@@ -273,11 +273,11 @@ def make_study(
   num_slots = 0
   if (known.algorithm.server.rows_stand_still and known.uplink.codec is None
       and not known.uplink.is_dense):
-    # The most of every class, so that it is enough for each member.
+    # Each member walks over the most blocks of each class that any member has.
     num_slots = choose_num_slots(
         known.algorithm.draw, num_items, capacities, np.max([
-            most_blocks(count, capacities, block_size, max_cohort)
-            for count in counts], 0), block_size)
+            room_of_plan(count, capacities, block_size, 1, cohort)
+            for count, cohort in zip(counts, cohorts)], 0), block_size)
 
   def init_one(values):
     parts = parts_of(values)

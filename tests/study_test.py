@@ -9,7 +9,9 @@ import pytest
 
 from fedjaxrec import config, study, study_fields
 from fedjaxrec.local_training import most
+from fedjaxrec.participation.plan import most_blocks
 from fedjaxrec.simulation import State, make_simulation
+from fedjaxrec.touched_rows import choose_num_slots
 from tests import oracles, plain
 
 # Long-tailed; the other population has more interactions, as many clients.
@@ -257,3 +259,37 @@ def test_a_members_bytes_grow_with_what_it_holds():
   assert size(model=config.ModelConfig(dim=30)) > 4 * size()
   # At least the tables of values and of Adam's two moments, and their sum.
   assert size() > 4 * 40 * 4 * 4
+
+
+def test_slots_hold_the_blocks_of_every_member(monkeypatch):
+  """A member's large clients and another's small ones stand side by side."""
+  population = oracles.make_population([2] * 12 + [6] * 12 + [12] * 12, 4000,
+                                       seed=4)
+  settings = [dataclasses.replace(
+      make_config(seed, **{'privacy.noise_multiplier': 0.0}),
+      server=plain.server(learning_rate=0.3),
+      cohort=plain.cohort(size=4),
+      engine=config.EngineConfig(
+          block_size=2, num_size_classes=3, rounds_per_call=3))
+              for seed in range(6)]
+  chosen = []
+
+  def run_with(choose):
+    monkeypatch.setattr(study, 'choose_num_slots', choose)
+    made = study.make_study(settings, [training(population)] * 6, 4000)
+    return made.run(made.init(), 0, 3)[0].server.item_table, made
+
+  def no_slots(*args):
+    chosen.append((choose_num_slots(*args), args))
+    return 0
+
+  table, made = run_with(no_slots)
+  slots, (_, _, capacities, blocks, block_size) = chosen[0]
+  assert slots
+  # More than the largest cohort of one member needs, or the test says nothing.
+  walked = np.asarray(made.plan(0, 3).num_blocks)
+  assert (walked @ capacities).max() > most_blocks(
+      np.diff(population.offsets), capacities, block_size, 4) @ capacities
+  assert (walked <= blocks).all()
+  with_slots, _ = run_with(choose_num_slots)
+  close(with_slots, table)

@@ -110,6 +110,28 @@ def most_blocks(
       np.searchsorted(capacities, longest), minlength=len(capacities))
 
 
+def room_of_plan(
+    num_examples: np.ndarray, capacities: tuple[int, ...], block_size: int,
+    num_devices: int, max_cohort: int
+) -> np.ndarray:
+  """Most blocks of each size class on a device, in whatever cohort.
+
+  Not all classes can have as many in one cohort; see `most_blocks`.
+
+  Returns:
+    int64 [classes], each at least 1.
+  """
+  num_classes = len(capacities)
+  trains = np.flatnonzero(num_examples)
+  # No round can have more of a class on a device than live there, and a block
+  # belongs to the class of its longest client.
+  members = np.bincount(
+      (trains % num_devices) * num_classes
+      + np.searchsorted(capacities, num_examples[trains]),
+      minlength=num_devices * num_classes).reshape(num_devices, -1).max(0)
+  return np.maximum(-(-np.minimum(members, max_cohort) // block_size), 1)
+
+
 def make_planner(
     num_examples: np.ndarray,
     capacities: tuple[int, ...],
@@ -137,13 +159,8 @@ def make_planner(
   num_classes = len(capacities)
   per_device = -(-len(num_examples) // num_devices)
   class_of = np.searchsorted(capacities, num_examples).astype(np.int32)
-  trains = np.flatnonzero(num_examples)
-  # No round can have more of a class on a device than live there, and a block
-  # belongs to the class of its longest client.
-  members = np.bincount(
-      (trains % num_devices) * num_classes + class_of[trains],
-      minlength=num_devices * num_classes).reshape(num_devices, -1).max(0)
-  blocks = np.maximum(-(-np.minimum(members, max_cohort) // block_size), 1)
+  blocks = room_of_plan(
+      num_examples, capacities, block_size, num_devices, max_cohort)
 
   def plan(sample, first_round, num_rounds):
     local_index = tuple(
