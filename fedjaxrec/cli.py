@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from absl import flags
 import fedjaxrec
 from fedjaxrec import benchmark_cli, sweep_cli
 from fedjaxrec import config as config_lib
-from fedjaxrec.config.sections import SECTIONS, UNFOLDED
+from fedjaxrec.config.sections import OF_ALGORITHMS, SECTIONS, UNFOLDED
 from fedjaxrec.flags import (
   define_bool,
   define_flags,
@@ -188,7 +189,7 @@ def _define_privacy(values: flags.FlagValues) -> None:
 COMMANDS = {
   'train': Command(
       'fedjaxrec train [flags]',
-      'Trains a federated recommender; writes a run directory and a report.',
+      'Trains a federated recommender; writes a run folder and a report.',
       tuple(SECTIONS), _define_train, _run_train),
   'sweep': Command(
       sweep_cli.USAGE, sweep_cli.SUMMARY, ('', 'sweep', *tuple(SECTIONS)[1:]),
@@ -328,7 +329,13 @@ def _command_help(
   if folded:
     parts.append('\n'.join(
         [f'More, by fedjaxrec {name} --help SECTION',
-         *(f'  {section:<16}{titles[section]}' for section in folded)]))
+         *(f'  {section:<16}{titles[section]}' for section in folded
+           if section not in OF_ALGORITHMS)]))
+    own_settings = [section for section in folded if section in OF_ALGORITHMS]
+    if own_settings:
+      parts.append(textwrap.fill(
+          f"An algorithm's own settings, likewise: {', '.join(own_settings)}",
+          80))
   if groups:
     parts.append('--flagfile=FILE reads flags from a file, one a line.')
     if not full:

@@ -91,7 +91,8 @@ def test_the_short_help_of_a_command_groups_its_flags(
   assert len(out.splitlines()) < 170
   positions = [out.index(text) for text in (
       'The run\n', '--workdir', '--rounds=', '--data.source=movielens-100k',
-      'The recommender\n', '--model.dim=', '--engine.block_size=0')]
+      'The recommender\n', '--model.dim=', '--evaluation.ks=5,10,20',
+      '\n  engine  ', 'own settings, likewise: ials')]
   assert positions == sorted(positions)
 
 

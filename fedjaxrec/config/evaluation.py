@@ -25,8 +25,8 @@ class EvaluationConfig:
     local_only_rounds: Rounds of that control; 0: as many as a client gets in
       the federated run, up to 20.
     fold_in_rounds: Rounds that fit a held-out user's own parameters.
-    adaptation_counts: Interactions, for example 1,3,5,10, to which test users
-      who never trained are fitted, each number a point of a curve; for
+    adaptation_counts: Interactions that new users are fitted to: 1,3,5,10. They
+      are test users who never trained, each number is a point of a curve; for
       split.name=user_holdout. Empty: no curve.
   """
   protocol: str = 'full'

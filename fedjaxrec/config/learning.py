@@ -49,8 +49,8 @@ class ModelConfig:
     memory: MetaMF's collaborative vector: how many numbers (published: 128).
     generator_width: Hidden units of the networks that generate a client's
       model (published: 512); an item weighs (width + 1) * rank numbers.
-    generator_rank: Numbers that are generated for an item, before a generated
-      matrix makes `dim` of them (published: 8).
+    generator_rank: Numbers that are generated for an item. A generated matrix
+      makes `dim` of them (published: 8).
     table_dtype: The item table's numbers at rest: float32 or bfloat16 (half the
       memory and the download; sums and steps are float32).
   """
@@ -136,9 +136,9 @@ class ObjectiveConfig:
       or pfedrec-leaky, the published comparison's flaw: a client's validation
       and test items are spared, which LEAKS them into training. Only to
       reproduce published figures; whatever comes of it is labelled as leaking.
-    repeated_negatives: Negatives are drawn independently, so that an item may
-      be drawn twice in a round, as the released code of pfedrec, gpfedrec and
-      cofedrec does; for these alone. pfedrec-leaky draws so in any case.
+    repeated_negatives: An item may be drawn twice in a round. So does the
+      released code of pfedrec, gpfedrec and cofedrec, for which alone this is.
+      pfedrec-leaky draws so in any case.
   """
   name: str = 'bce'
   num_negatives: int = 8
@@ -191,7 +191,7 @@ class ClientConfig:
     steps: Gradient steps in a round; 0: as many as `epochs` asks for.
     batch_size: Interactions in a batch; their negatives come on top.
     proximal_mu: FedProx's mu; 0 switches the proximal term off.
-    control_variates: SCAFFOLD: a client's steps are corrected by what its own
+    control_variates: SCAFFOLD: corrected steps. By what a client's own
       gradients were the last time, against what everybody's were. Sends twice
       as much, and keeps an item table a client
       (personalization.table_limit_gib). Plain sgd on clients only.
@@ -299,9 +299,9 @@ class CohortConfig:
       truncated.
     weights_path: Weighted only: a .npy file with one weight a client.
     weighting: A delta's weight in the mean: equal, or its number of examples.
-    normalization: local_steps (FedNova): a delta is divided by how far the
-      client's steps reach, and the mean is walked as far as the cohort's do on
-      average, so that who takes more steps does not count for more; or none.
+    normalization: none, or local_steps (FedNova): by how far steps reach. A
+      delta is divided by how far the client's do, and the mean is walked as far
+      as the cohort's on average: who takes more does not count for more.
   """
   size: int = 150
   sampler: str = 'uniform'

@@ -38,6 +38,12 @@ SECTIONS = {
   'engine': 'Performance only: results do not depend on these',
   'parallel': 'Which devices and hosts share the work',
 }
-# What the short help lists; of the other sections it gives the names.
+# What the short help lists; of the other sections it says what they are, and of
+# the algorithms' own the names.
 UNFOLDED = {'', 'data', 'split', 'model', 'algorithm', 'objective', 'client',
-             'server', 'cohort', 'evaluation', 'engine', 'sweep'}
+             'server', 'cohort', 'evaluation', 'sweep'}
+# Settings of one algorithm each.
+OF_ALGORITHMS = (
+  'ials', 'dpals', 'fcf', 'fedmf', 'fedease', 'pfedrec', 'gpfedrec', 'fedrap',
+  'fedrecon', 'ditto', 'fedrep', 'apfl', 'meta', 'metamf', 'fedpergnn',
+  'cofedrec')
