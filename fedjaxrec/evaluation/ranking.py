@@ -214,7 +214,8 @@ def _make_rank_batch(
     relevant = jnp.where(  # int32 [B, R]; num_items is no item.
         valid, plan['relevant'].at[offset[:, None] + column].get(mode='clip'),
         num_items)
-    top = scores = None
+    top: Any = None
+    scores: Any = None
     # A gather of rows that long would be larger, and slower, than all scores.
     if protocol == 'full' or top_k or _row_size(item_table) >= num_items:
       scores = score_all(personal, item_table, shared)
