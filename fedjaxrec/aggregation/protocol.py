@@ -66,14 +66,6 @@ class SecureSumResult(NamedTuple):
   client_s: float
   server_s: float
 
-  def total_uplink_bytes(self) -> int:
-    """Bytes from all clients in all stages."""
-    return sum(sum(stage.values()) for stage in self.uplink_bytes.values())
-
-  def total_downlink_bytes(self) -> int:
-    """Bytes to all clients in all stages."""
-    return sum(sum(stage.values()) for stage in self.downlink_bytes.values())
-
 
 def run_secure_sum(
     inputs: Mapping[int, np.ndarray], *, bits: int, num_neighbors: int,
