@@ -237,18 +237,20 @@ def make_simulation(
     offsets: int64 [num_clients + 1]: client c has the interactions
       offsets[c]:offsets[c + 1].
     items: int32 [num_interactions], distinct within a client; for
-      algorithm.name=sequential in order of time.
+      algorithm.name=sequential, and for fedease with a window or a recency, in
+      order of time.
     labels: float32 [num_interactions].
     num_items: Items in the catalogue.
     client_transform: key -> Optax transform of one client's delta, the pair
       (item rows, shared): short for an uplink with nothing else.
     uplink: What happens to a client's delta on its way to the sum. Without any
-      of these, what the sections privacy, compression and secure ask for.
+      of these, what the sections privacy, local_privacy, compression and
+      secure ask for.
     expected_cohort: What a mean divides by, instead of who reported.
     server_transform: Optax transform of the raw sum, before it is divided.
     transform_algorithm: Changes the algorithm before it is compiled.
     open_rows: bool [num_items]: the only rows that travel, where
-      privacy.head_items asks for it.
+      privacy.head_items or local_privacy.head_items asks for it.
     strategy: The matrix of privacy.mechanism=banded and blt.
     held_out: int32 [num_clients, n]: items that are spared as negatives, only
       for objective.negative_pool=pfedrec-leaky; num_items for none.
@@ -292,8 +294,9 @@ def make_simulation(
   elif asked:
     raise ValueError(
         'client_transform, uplink or server_transform with a section privacy, '
-        'compression or secure that is on: the given ones would replace what '
-        'these promise; use one of the two ways.')
+        'local_privacy, compression (downlink_bits too) or secure that is on: '
+        'the given ones would replace what these promise; use one of the two '
+        'ways.')
   algorithm, uplink, server_key, personal_key, client_key = make_parts(
       config, recommender, num_items, client_transform=client_transform,
       uplink=uplink, expected_cohort=expected_cohort,

@@ -139,7 +139,7 @@ class CentralizedSequenceConfig:
     num_blocks: As `model.num_blocks`.
     num_heads: As `model.num_heads`.
     init_scale: As `model.init_scale`.
-    objective: As `objective.name`: bce, bpr or bpr_max.
+    objective: As `objective.name`: bce, bpr, bpr_max or softmax.
     num_negatives: Negatives a place, drawn anew every epoch, uniformly from
       what the user has not in train.
     epochs: Passes over the users.

@@ -327,7 +327,7 @@ class Config:
       raise ValueError(
           'objective.name=squared_error with algorithm.name=sequential: its '
           'model says which item comes next, and not how it is rated; use '
-          'objective.name=bce, bpr or bpr_max.')
+          'objective.name=bce, bpr, bpr_max or softmax.')
 
   def _check_dpals(self):
     privacy = self.privacy

@@ -9,8 +9,9 @@
 A method is one such file: flags of `fedjaxrec train`; or, outside the
 federation, `--benchmark.reference=NAME` and that reference's own flags, such as
 `--ease.l2=100`. `--benchmark.counterpart=METHOD` names what it is compared
-with: the same model trained where all the data lies. Whatever is wrong with a
-file, a name or a value is said here, before JAX is imported.
+with: the same model trained where all the data lies, or the nearest that there
+is. Whatever is wrong with a file, a name or a value is said here, before JAX is
+imported.
 """
 
 import dataclasses

@@ -208,7 +208,7 @@ def gap(line: Line, other: Line | None) -> str:
 
 
 def counterpart_of(lines: Sequence[Line], line: Line) -> Line | None:
-  """The line of the same model trained centrally, if it was run."""
+  """The line that it is compared with, if it was run."""
   for other in lines:
     if other.dataset == line.dataset and other.method == line.counterpart:
       return other
@@ -273,9 +273,9 @@ def caption(lines: Sequence[Line], dataset: str) -> str:
       'Test set; the full ranking but where 99 sampled is said. Mean over '
       'seeds ± half of the 95 % t interval over them: what another seed would '
       f'change, not other users. Gaps: NDCG@10 against {against}, and against '
-      'the same model trained where all the data lies. Worst decile: NDCG@10 '
-      'of the activity decile that is served worst. Quintiles: recall@10 of '
-      'test items by popularity, 1 the least popular. wall_s: a run with '
+      'the same model, or the nearest, trained centrally. Worst decile: '
+      'NDCG@10 of the activity decile that is served worst. Quintiles: '
+      'recall@10 of test items by popularity, 1 the least popular. wall_s: a run with '
       'compilation and evaluation. bytes: all that clients sent and received.')
 
 
