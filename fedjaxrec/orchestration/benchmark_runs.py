@@ -63,7 +63,7 @@ def run_method(
     summary = _fit(method, split, protocols)
   else:
     summary = _train(method, split, protocols, folder, show_progress)
-  # On a busy machine seconds of its processors say more than those of the wall.
+  # Other work on a machine lengthens seconds of the wall, not of processors.
   summary |= {'wall_s': time.perf_counter() - begin,
               'cpu_s': time.process_time() - cpu}
   run_directory.write_json(
