@@ -8,6 +8,8 @@ from fedjaxrec.config.rules import above, at_least, check_types, one_of
 SAMPLINGS = ('uniform', 'tail', 'adaptive')
 # Algorithms of vectors alone, whose clients upload sums and no deltas.
 FACTORISATIONS = ('ials', 'dpals', 'fcf', 'fedmf')
+# Algorithms whose server needs more than the sum of the updates.
+LOOK_AT_EACH = ('gpfedrec', 'cofedrec')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import dataclasses
 import fractions
 from typing import Any
 
-from fedjaxrec.config.algorithms import FACTORISATIONS
+from fedjaxrec.config.algorithms import FACTORISATIONS, LOOK_AT_EACH
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
 SPARSIFIERS = ('none', 'top_k', 'random_k', 'threshold')
@@ -178,4 +178,10 @@ def check_downlink(config: Any) -> None:
         f'compression.downlink_bits={bits} with algorithm.name='
         f'{config.algorithm.name}: it solves with the vectors and their '
         'Gramian, which rounded vectors would not fit; use fedavg, or '
+        'compression.downlink_bits=0.')
+  if bits and config.algorithm.name in LOOK_AT_EACH:
+    raise ValueError(
+        f'compression.downlink_bits={bits} with algorithm.name='
+        f'{config.algorithm.name}: its clients start from tables of their own '
+        'or of their group, which are not rounded; use pfedrec, or '
         'compression.downlink_bits=0.')

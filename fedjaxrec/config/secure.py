@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+from fedjaxrec.config.algorithms import LOOK_AT_EACH
 from fedjaxrec.config.rules import at_least, check_types, one_of
 
 LEVELS = ('none', 'ideal', 'masked', 'protocol', 'shares', 'he')
@@ -11,8 +12,6 @@ ROW_SECRECY = ('dense', 'union', 'chosen')
 DISTRIBUTED_NOISE = ('none', 'skellam', 'discrete_gaussian')
 TRANSPORTS = ('in_process', 'tcp')
 MAX_HE_BITS = 24
-# Algorithms whose server needs more than the sum of the updates.
-_LOOK_AT_EACH = ('gpfedrec', 'cofedrec')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +167,7 @@ def check_secure(config: Any) -> None:
   secure, privacy = config.secure, config.privacy
   if not secure.is_on:
     return
-  if config.algorithm.name in _LOOK_AT_EACH:
+  if config.algorithm.name in LOOK_AT_EACH:
     raise ValueError(
         f'algorithm.name={config.algorithm.name} with secure.level='
         f'{secure.level}: its server looks at each client, whose update a '

@@ -147,3 +147,7 @@ def test_where_downloads_cannot_be_rounded_is_said():
     Config(compression=small, secure=SecureConfig(level='ideal'))
   with pytest.raises(ValueError, match='algorithm.name=ials'):
     Config(compression=small, algorithm=AlgorithmConfig(name='ials'))
+  for name in ('gpfedrec', 'cofedrec'):
+    with pytest.raises(ValueError, match=f'algorithm.name={name}.*pfedrec'):
+      Config(compression=small, algorithm=AlgorithmConfig(name=name))
+  Config(compression=small, algorithm=AlgorithmConfig(name='pfedrec'))
