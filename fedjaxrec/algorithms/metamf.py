@@ -52,7 +52,8 @@ def make_metamf(
 
   Raises:
     ValueError: For another model, more than one local step, a client optimizer
-      other than sgd, or where uploads would be compressed or summed unseen.
+      other than sgd, or where uploads would be compressed, summed unseen or
+      randomised on the device.
 
   References:
     Lin et al., 2020, Meta Matrix Factorization for Federated Rating
@@ -67,13 +68,13 @@ def make_metamf(
         f'{config.model.name}, algorithm.name=fedavg.')
   compression = config.compression
   if (compression.is_on or compression.downlink_bits > 0
-      or config.secure.is_on):
+      or config.secure.is_on or config.local_privacy.is_on):
     raise ValueError(
-        'algorithm.name=metamf with compression or a secure sum: the server '
-        'must see each gradient, with its client, to pass it on through the '
-        'networks that generated the model; switch both off, or train the '
-        'networks on the clients, by algorithm.name=fedavg with '
-        'model.name=metamf.')
+        'algorithm.name=metamf with compression, a secure sum or local_privacy: '
+        'the server must see each gradient, with its client, to pass it on '
+        "through the networks that generated the model, and keeps the client's "
+        'vector; switch them off, or train the networks on the clients, by '
+        'algorithm.name=fedavg with model.name=metamf.')
   client, user_rate = config.client, config.metamf.user_learning_rate
   gradient = make_full_gradient(config, recommender)
 

@@ -31,10 +31,14 @@ def refuse_unsound(config: Config) -> None:
 def what_is_uncovered(config: Config, num_clients: int) -> list[str]:
   """What the epsilon of a run says nothing about, in words for the report."""
   privacy = config.privacy
+  where = 'stay on the device'
+  if config.algorithm.name == 'metamf':
+    where = ('are with the server (algorithm.name=metamf), which the guarantee '
+             'is not against')
   found = [
       'Personal parameters: each depends on its own client without noise. They '
-      'stay on the device; towards the others the guarantee is joint '
-      'differential privacy.',
+      f'{where}; towards the others the guarantee is joint differential '
+      'privacy.',
       'Evaluation: test and validation metrics, metrics.jsonl and the report '
       'are computed from the data without noise.',
       'Statistics of a cohort that are logged (loss, clients that reported, '

@@ -317,7 +317,9 @@ class TestRefusals:
       {'secure': config.SecureConfig(level='ideal', l2_clip_norm=1.0)},
       {'compression': config.CompressionConfig(
           sparsify='top_k', fraction=0.1)},
-      {'compression': config.CompressionConfig(downlink_bits=8)}])
-  def test_metamf_unseen_or_compressed(self, changes):
+      {'compression': config.CompressionConfig(downlink_bits=8)},
+      {'local_privacy': config.LocalPrivacyConfig(
+          mechanism='laplace', epsilon=1.0)}])
+  def test_metamf_unseen_compressed_or_randomised(self, changes):
     with pytest.raises(ValueError, match='must see each gradient'):
       simulate(make_config('metamf', **changes))

@@ -280,6 +280,16 @@ def test_what_is_left_out_follows_the_config():
       scope.what_is_uncovered(Config(evaluation=last), N))
 
 
+def test_whose_server_keeps_personal_parameters_is_said():
+  def said(name):
+    return scope.what_is_uncovered(
+        Config(algorithm=config_lib.AlgorithmConfig(name=name)), N)[0]
+
+  assert 'stay on the device' in said('fedavg')
+  assert 'with the server' in said('metamf')
+  assert 'on the device' not in said('metamf')
+
+
 def test_longer_runs_need_more_noise_and_rdp_asks_for_more():
   pld, rdp = (plan_of(accountant=name) for name in ('pld', 'rdp'))
   assert rdp.noise_multiplier > pld.noise_multiplier
