@@ -275,8 +275,9 @@ def caption(lines: Sequence[Line], dataset: str) -> str:
       f'change, not other users. Gaps: NDCG@10 against {against}, and against '
       'the same model, or the nearest, trained centrally. Worst decile: '
       'NDCG@10 of the activity decile that is served worst. Quintiles: '
-      'recall@10 of test items by popularity, 1 the least popular. wall_s: a run with '
-      'compilation and evaluation. bytes: all that clients sent and received.')
+      'recall@10 of test items by popularity, 1 the least popular. wall_s: a '
+      'run with compilation and evaluation. bytes: all that clients sent and '
+      'received.')
 
 
 def failures(outcomes: Sequence[Outcome]) -> list[str]:
