@@ -70,8 +70,8 @@ def make_metamf(
   if (compression.is_on or compression.downlink_bits > 0
       or config.secure.is_on or config.local_privacy.is_on):
     raise ValueError(
-        'algorithm.name=metamf with compression, a secure sum or local_privacy: '
-        'the server must see each gradient, with its client, to pass it on '
+        'algorithm.name=metamf with compression, a secure sum or local '
+        'privacy: the server must see each gradient, with its client, to pass it on '
         "through the networks that generated the model, and keeps the client's "
         'vector; switch them off, or train the networks on the clients, by '
         'algorithm.name=fedavg with model.name=metamf.')

@@ -13,6 +13,7 @@ from fedjaxrec.config import (
     CohortConfig,
     CompressionConfig,
     Config,
+    LocalPrivacyConfig,
     PrivacyConfig,
     SecureConfig,
 )
@@ -55,13 +56,17 @@ def make_fold_in(
   if not fold_in.num_interactions:
     return lambda personal, item_table, shared: personal
   epochs = config.evaluation.fold_in_rounds
+  # These refit, and have rules of their own for how many rounds there are.
+  rounds = (config.rounds if config.algorithm.name in ('fedease', 'dpals')
+            else epochs)
   simulation = make_simulation(
       dataclasses.replace(
-          config, rounds=epochs, cohort=CohortConfig(size=0),
+          config, rounds=rounds, cohort=CohortConfig(size=0),
           # On the client's own device: nothing leaves it.
           privacy=PrivacyConfig(
               l2_clip_norm=config.privacy.l2_clip_norm
               if config.algorithm.name == 'dpals' else 0.0),
+          local_privacy=LocalPrivacyConfig(),
           compression=CompressionConfig(),
           secure=SecureConfig(),
           client=dataclasses.replace(

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedjaxrec.config import ALGORITHMS
 from fedjaxrec.data.splits import Split
 from fedjaxrec.evaluation.ranking import make_ranker
 from fedjaxrec.personalization.fold_in import make_fold_in
@@ -135,6 +136,47 @@ def test_without_fold_in_everything_is_returned_as_it_is(trained):
   nobody = interactions_of(POPULATION).take(np.zeros(sum(SHOWN), bool))
   personal, table, shared = trained
   assert make_fold_in(CONFIG, nobody)(personal, table, shared) is personal
+
+
+NEEDS = {
+    'fedease': {'rounds': 1, 'cohort.size': 0,
+                'evaluation.fold_in_rounds': 2},
+    'dpals': {'privacy.l2_clip_norm': 1.0, 'cohort.size': 0},
+    'sequential': {'model.name': 'sasrec'},
+    'metamf': {'model.name': 'metamf'},
+}
+SECTIONS = {
+    'plain': {}, 'privacy': {'privacy.noise_multiplier': 1.0,
+                             'privacy.l2_clip_norm': 1.0},
+    'local gaussian': {'local_privacy.mechanism': 'gaussian',
+                       'local_privacy.epsilon': 1.0},
+    'local laplace': {'local_privacy.mechanism': 'laplace',
+                      'local_privacy.epsilon': 1.0},
+    'secure': {'secure.level': 'masked'},
+    'download': {'compression.downlink_bits': 8},
+    'upload': {'compression.quantize': 'qsgd'},
+}
+
+
+@pytest.mark.parametrize('name', ALGORITHMS)
+def test_whoever_can_train_can_be_folded_in(name):
+  """Whatever section is on for what leaves the device, which nothing does."""
+  accepted = []
+  for label, section in SECTIONS.items():
+    try:
+      config = make_config({
+          'algorithm.name': name, 'split.name': 'user_holdout',
+          'evaluation.fold_in_rounds': 1, **NEEDS.get(name, {}), **section})
+    except ValueError:
+      continue
+    try:
+      fit = make_fold_in(config, interactions_of(POPULATION))
+    except ValueError as refusal:
+      # As in training: by name, or it is a defect of the fold-in.
+      raise AssertionError((label, str(refusal))) from refusal
+    assert callable(fit)
+    accepted.append(label)
+  assert 'plain' in accepted
 
 
 def test_a_second_fit_compiles_nothing(fit, fitted, trained):
