@@ -48,7 +48,8 @@ def load_side_inputs(
     it grows from none.
 
   Raises:
-    FileNotFoundError, ValueError: See `load_features` and `extend`.
+    FileNotFoundError, ValueError: See `load_features` and `extend`; and where
+      the other run knows what this one is asked.
   """
   if config.model.name != 'two_tower':
     return None, None
@@ -66,13 +67,49 @@ def load_side_inputs(
         **when), None
   before = read_config(config.two_tower.start)
   old = load_split(before)
+  places = (find_places(old.train.item_ids, split.train.item_ids),
+            find_places(old.train.user_ids, split.train.user_ids))
+  _refuse_known_answers(config, old, split, *places)
   known = load_features(before.data, old.train.user_ids, old.train.item_ids)
   users, user_entries = _grow(known.users, found.users, 'user')
   items, item_entries = _grow(known.items, found.items, 'item')
   return SideInputs(users, items, new_items, **when), Places(
-      find_places(old.train.item_ids, split.train.item_ids),
-      find_places(old.train.user_ids, split.train.user_ids),
-      item_entries, user_entries)
+      *places, item_entries, user_entries)
+
+
+def _refuse_known_answers(
+    config: Config, old: Split, split: Split, items: np.ndarray,
+    users: np.ndarray
+) -> None:
+  """Refuses a start whose model was made from what this run is asked.
+
+  Args:
+    config: The run that grows.
+    old: The data of the run it grows from.
+    split: Its own data.
+    items: int [num_items]: each item's place in `old`, or -1.
+    users: int [num_users]: likewise.
+  """
+  def pairs(part, place_of_user, place_of_item):
+    user = np.repeat(place_of_user, part.counts)
+    item = place_of_item[part.items]
+    return (user * old.num_items + item)[(user >= 0) & (item >= 0)]
+
+  there = np.arange(old.num_users), np.arange(old.num_items)
+  trained, chose = (
+      pairs(part, *there) for part in (old.train, old.validation))
+  for name, part, known, what in (
+      ('test', split.test, trained, 'trained on'),
+      ('validation', split.validation, trained, 'trained on'),
+      ('test', split.test, chose, 'was selected by')):
+    shared = int(np.isin(pairs(part, users, items), known).sum())
+    if shared:
+      raise ValueError(
+          f'two_tower.start={config.two_tower.start!r} is a run that {what} '
+          f'{shared:,} of the {len(part.items):,} {name} interactions of this '
+          'one, whose figures would be those of answers that are known; split '
+          'both alike (the section split, and seed), with later '
+          'interactions alone in what is held out, or train anew.')
 
 
 def load_moments(split: Split) -> dict[str, np.ndarray]:

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from fedjaxrec.data import splits
 from fedjaxrec.data.feature_growth import extend
 from fedjaxrec.data.features import from_columns
+from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.orchestration import experiment, side_inputs, training
 from tests import small_runs
 
@@ -19,13 +21,15 @@ GENRES = np.array(['drama', 'comedy', 'war'])
 def write(folder, num_users, num_items, columns):
   """Interactions and features of the first users and items, as CSV files.
 
-  User u likes items of genre u % 3; new things come first in the files' id
+  User u likes items of genre u % 3, and goes on with what it had, so that an
+  old answer is not asked twice; new things come first in the files' id
   order, so that every old one has another dense id afterwards.
   """
   rng = np.random.default_rng(1)
   rows = ['user_id,item_id,timestamp']
   for u in range(num_users):
-    liked = [i for i in range(num_items) if i % 3 == u % 3]
+    liked = [i for i in range(NUM_ITEMS if u < NUM_USERS else num_items)
+             if i % 3 == u % 3]
     for t, i in enumerate(rng.permutation(liked)[:8]):
       rows.append(f'{name(u, NUM_USERS)},{name(i, NUM_ITEMS)},{t}')
   seen = {row.split(',')[1] for row in rows[1:]}
@@ -170,6 +174,46 @@ def test_a_folder_that_holds_no_such_run_is_refused(grown, tmp_path):
     make_config(root / 'after', **{
         'two_tower.start': 'x', 'model.name': 'mf', 'data.user_features': '',
         'data.item_features': ''})
+
+
+@pytest.mark.parametrize('changes', [
+    {'split.name': 'item_holdout'},
+    {'split.name': 'user_ratio', 'split.validation_fraction': 0.3,
+     'split.test_fraction': 0.3},
+])
+def test_a_run_that_knows_the_answers_is_no_start(grown, changes):
+  root, _ = grown
+  config = make_config(
+      root / 'after', **{'two_tower.start': str(root / 'old'), **changes})
+  with pytest.raises(ValueError, match='trained on [0-9]+ of the') as error:
+    experiment.build(config)
+  assert str(error.value).endswith('or train anew.')
+
+
+def test_known_answers_are_counted_by_ids_in_each_part():
+  def split(ids, *parts):  # Of one user.
+    return splits.Split('leave_one_out', *(
+        Interactions(
+            np.array([0, len(part)]), np.array(part, np.int32),
+            np.ones(len(part), np.float32), np.arange(len(part)),
+            np.array(['u']), np.array(list(ids))) for part in parts))
+
+  config = make_config('.', **{'two_tower.start': 'old'})
+  old = split('abcd', [0, 1], [2], [3], [])
+
+  def check(*parts):
+    new = split('xdcba', *parts)
+    side_inputs._refuse_known_answers(
+        config, old, new, np.array([-1, 3, 2, 1, 0]), np.array([0]))
+
+  check([], [2], [1], [])  # As they were.
+  check([4, 3], [1], [0], [])  # One more came.
+  for parts, message in [
+      (([], [1], [4, 3], []), 'trained on 2 of the 2 test'),
+      (([], [3, 1], [], []), 'trained on 1 of the 2 validation'),
+      (([], [1], [2], []), 'selected by 1 of the 1 test')]:
+    with pytest.raises(ValueError, match=message):
+      check(*parts)
 
 
 def test_old_entries_keep_their_meaning_and_new_ones_come_after():
