@@ -263,13 +263,13 @@ def build(config: Config, split: Split | None = None) -> Run:
   if config.engine.data == 'host':
     split = _map_training_part(config, split)
   train_part = split.train
+  side, places = load_side_inputs(config, split)
   private = None if config.secure.noise != 'none' else (
-      private_runs.prepare(config, train_part))
+      private_runs.prepare(config, train_part, side=side))
   secure = secure_lib.prepare(
       private.config if private else config, train_part, split.num_items,
       private.open_rows if private else None)
   private = private or (secure.private if secure else None)
-  side, places = load_side_inputs(config, split)
   simulation = make_simulation(
       secure.config if secure else private.config if private else config,
       train_part.offsets, train_part.items, train_part.ratings, split.num_items,

@@ -6,6 +6,7 @@ import numpy as np
 from fedjaxrec.algorithms.messages import message_size
 from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
+from fedjaxrec.models.two_tower import SideInputs
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.privacy.local import LocalPlan, make_local_plan
 from fedjaxrec.protection import noise_key
@@ -16,13 +17,14 @@ _REPORT_STREAM = 0x4E901
 
 
 def prepare(
-    config: Config, train: Interactions
+    config: Config, train: Interactions, side: SideInputs | None = None
 ) -> tuple[LocalPlan, np.ndarray | None]:
   """Settles local privacy: what a user pays, and the rows that travel.
 
   Args:
     config: With a section local_privacy that is on.
     train: The training interactions.
+    side: The features that model.name=two_tower reads: the towers travel too.
 
   Raises:
     ValueError: For rows that cannot be chosen, or an upload too short.
@@ -31,7 +33,7 @@ def prepare(
   sampler, _ = build_sampler(config.cohort, train.counts, config.seed)
   return make_local_plan(
       config, train.counts, sampler,
-      message_size(config, train.num_items, open_rows)), open_rows
+      message_size(config, train.num_items, open_rows, side)), open_rows
 
 
 def choose_head(config: Config, train: Interactions) -> np.ndarray | None:

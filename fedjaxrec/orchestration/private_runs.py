@@ -17,6 +17,7 @@ from absl import logging
 from fedjaxrec.algorithms.dpals import describe_noise
 from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
+from fedjaxrec.models.two_tower import SideInputs
 from fedjaxrec.orchestration import local_runs
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.privacy import ledger as ledger_lib
@@ -52,7 +53,8 @@ class PrivateRun(NamedTuple):
 
 
 def prepare(
-    config: Config, train: Interactions, *, verify: bool = True
+    config: Config, train: Interactions, *, verify: bool = True,
+    side: SideInputs | None = None
 ) -> PrivateRun | None:
   """Settles the privacy of a run, or refuses it; None without a budget.
 
@@ -60,12 +62,13 @@ def prepare(
     config: The run's.
     train: The training interactions.
     verify: Whether to compute the epsilon again on the fine grid.
+    side: The features that model.name=two_tower reads.
 
   Raises:
     ValueError: For what would not be private, before anything compiles.
   """
   if config.local_privacy.is_on:
-    local, open_rows = local_runs.prepare(config, train)
+    local, open_rows = local_runs.prepare(config, train, side)
     return PrivateRun(local, dataclasses.replace(
         config, local_privacy=local.config), None, open_rows)
   if not config.privacy.enabled:

@@ -1,5 +1,6 @@
 """Features and moments from the files to the ranking, and across a resume."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -78,6 +79,16 @@ def test_a_source_without_times_has_no_context(make_config, tmp_path):
     experiment.build(make_config(**{
         'data.source': f'csv:{tmp_path}/data.csv', 'data.rating_column': '',
         'data.timestamp_column': '', 'split.name': 'leave_one_out'}))
+
+
+def test_local_privacy_counts_the_towers_among_what_travels(make_config):
+  run = experiment.build(make_config(**{
+      'local_privacy.mechanism': 'laplace', 'local_privacy.epsilon': 4.0,
+      'local_privacy.head_items': 10}))
+  server, _, _ = run.simulation.shapes()
+  towers = sum(x.size for x in jax.tree.leaves(server.shared))
+  # Beside them ten rows of a vector and a bias.
+  assert towers and run.private.plan.dimension == 10 * 5 + towers
 
 
 def test_a_study_refuses_features(make_config):
