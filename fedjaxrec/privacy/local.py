@@ -25,6 +25,7 @@ from fedjaxrec.config import Config, LocalPrivacyConfig
 from fedjaxrec.privacy import accounting
 from fedjaxrec.privacy.accounting import Release
 from fedjaxrec.privacy.plan import check_delta, default_delta
+from fedjaxrec.privacy.scope import start_uncovered
 from fedjaxrec.transforms.local_privacy import (
     local_gaussian_stddev,
     local_laplace_scale,
@@ -224,4 +225,4 @@ def _uncovered(config: Config) -> list[str]:
     found.append(
         'Selection: the best round is chosen on validation data without noise; '
         'evaluation.selection=last needs no such choice.')
-  return found
+  return found + start_uncovered(config)

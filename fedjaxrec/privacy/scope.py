@@ -28,6 +28,17 @@ def refuse_unsound(config: Config) -> None:
         'paid for and not used; use server.row_normalization=contributors.')
 
 
+def start_uncovered(config: Config) -> list[str]:
+  """A line on the run that a private run grows from, if it does."""
+  if not config.two_tower.start:
+    return []
+  return [
+      f'Start: what is copied from two_tower.start={config.two_tower.start!r} '
+      'was made from data, some perhaps of these clients, and has no part in '
+      'this epsilon: without noise where that run had none, otherwise the '
+      'epsilons of both runs add up.']
+
+
 def what_is_uncovered(config: Config, num_clients: int) -> list[str]:
   """What the epsilon of a run says nothing about, in words for the report."""
   privacy = config.privacy
@@ -67,4 +78,4 @@ def what_is_uncovered(config: Config, num_clients: int) -> list[str]:
     found.append(
         'Filters of the data (minimum numbers of interactions) look at all '
         'clients without noise.')
-  return found
+  return found + start_uncovered(config)

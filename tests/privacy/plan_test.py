@@ -8,7 +8,7 @@ import pytest
 
 from fedjaxrec import config as config_lib
 from fedjaxrec.config import CohortConfig, Config, PrivacyConfig, ServerConfig
-from fedjaxrec.privacy import accounting, plan, scope
+from fedjaxrec.privacy import accounting, local, plan, scope
 from fedjaxrec.privacy.schedules import Cohort, make_schedule
 
 N = 1000
@@ -278,6 +278,23 @@ def test_what_is_left_out_follows_the_config():
   last = config_lib.EvaluationConfig(selection='last')
   assert 'Selection' not in ' '.join(
       scope.what_is_uncovered(Config(evaluation=last), N))
+
+
+@pytest.mark.parametrize('lines', [
+    lambda config: scope.what_is_uncovered(config, N), local._uncovered],
+    ids=['central', 'local'])
+def test_what_a_grown_run_copies_is_left_out(lines):
+  model = config_lib.ModelConfig(name='two_tower')
+  data = config_lib.DataConfig(item_features='published')
+
+  def starts(start):
+    return [line for line in lines(Config(
+        model=model, data=data,
+        two_tower=config_lib.TwoTowerConfig(start=start)))
+            if 'two_tower.start' in line]
+
+  assert not starts('')
+  assert len(starts('old')) == 1 and "'old'" in starts('old')[0]
 
 
 def test_whose_server_keeps_personal_parameters_is_said():
