@@ -66,6 +66,13 @@ def check_side_features(config: Any) -> None:
           f'two_tower.start={config.two_tower.start!r} with model.name='
           f'{config.model.name}: only a two_tower can grow; use '
           '--model.name=two_tower, or leave it empty.')
+    for field in dataclasses.fields(TwoTowerConfig):
+      value = getattr(config.two_tower, field.name)
+      if value != field.default:
+        raise ValueError(
+            f'two_tower.{field.name}={value} with model.name='
+            f'{config.model.name}, which does not read it; use '
+            f'--model.name=two_tower, or leave it at {field.default}.')
     if asked:
       raise ValueError(
           f'{" and ".join(asked)} with model.name={config.model.name}, which '
@@ -78,6 +85,13 @@ def check_side_features(config: Any) -> None:
         'model.name=two_tower without a table of features: give '
         '--data.item_features or --data.user_features (published, or a file), '
         'or use model.name=mf, which needs none.')
+  for role in ('user', 'item'):
+    widths = getattr(settings, f'{role}_hidden')
+    if widths and not getattr(config.data, f'{role}_features'):
+      raise ValueError(
+          f'two_tower.{role}_hidden={widths} without data.{role}_features: '
+          f'there is no tower of {role}s; give --data.{role}_features, or '
+          'leave it empty.')
   if not settings.personal_vector and not config.data.user_features:
     raise ValueError(
         'two_tower.personal_vector=False without data.user_features: all users '

@@ -229,8 +229,20 @@ def test_the_ways_of_an_upload_leave_features_alone(changes):
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    ({'model': config.ModelConfig()}, 'reads no features'),
+    ({'model': config.ModelConfig(), 'two_tower': TwoTowerConfig()},
+     'reads no features'),
+    ({'model': config.ModelConfig(), 'data': config.DataConfig(),
+      'two_tower': TwoTowerConfig(spreadout=0.3)},
+     'two_tower.spreadout=0.3 with model.name=mf'),
+    ({'model': config.ModelConfig(), 'data': config.DataConfig(),
+      'two_tower': TwoTowerConfig(context=True)},
+     'two_tower.context=True with model.name=mf'),
     ({'data': config.DataConfig()}, 'without a table of features'),
+    ({'data': config.DataConfig(item_features='published')},
+     'user_hidden=.* without data.user_features'),
+    ({'data': config.DataConfig(user_features='published'),
+      'two_tower': TwoTowerConfig(item_hidden=(4,))},
+     'item_hidden=.* without data.item_features'),
     ({'data': config.DataConfig(item_features='published'),
       'two_tower': TwoTowerConfig(personal_vector=False)}, 'would be alike'),
     ({'algorithm': config.AlgorithmConfig(name='ditto')},
