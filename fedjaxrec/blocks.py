@@ -173,7 +173,7 @@ def make_block_work(
 
     def send_block(rows, delta, trained, keys, personal, members):
       """Sends a block's deltas on their way: (rows that travel, Sent)."""
-      used = (rows < num_items) & _wide(trained, rows)
+      used = (rows < num_items) & widen(trained, rows)
       if uplink.open_rows is not None:
         used &= uplink.open_rows.at[rows].get(mode='clip')
       if uplink.is_dense:
@@ -232,13 +232,13 @@ def make_block_work(
             sent.reports)
         # A client that is rejected has learnt nothing worth keeping.
         own = jax.tree.map(
-            lambda new, old: jnp.where(_wide(sent.accepted, new), new, old),
+            lambda new, old: jnp.where(widen(sent.accepted, new), new, old),
             own, view.personal)
         if not uplink.keeps_zeros:
           # A padding client sends nothing, whatever a transform made of it.
           delta = jax.tree.map(
               lambda x: jnp.where(
-                  _wide(counts, x), x, jnp.zeros((), x.dtype)), delta)
+                  widen(counts, x), x, jnp.zeros((), x.dtype)), delta)
         if uplink.has_memory:
           own = WithMemory(own, (ByItem(sent.memory[0]), sent.memory[1]))
       if uplink.has_memory:
@@ -267,6 +267,25 @@ def spread(item_rows: PyTree, rows: jax.Array, num_items: int) -> PyTree:
               flat, x.reshape(*flat.shape, *x.shape[rows.ndim:])), item_rows)
 
 
-def _wide(per_client: jax.Array, leaf: jax.Array) -> jax.Array:
-  """A vector [B], to be broadcast over a leaf [B, ...]."""
-  return per_client.reshape(-1, *[1] * (leaf.ndim - 1))
+def widen(values: jax.Array, leaf: jax.Array) -> jax.Array:
+  """Values of a leaf's leading axes, to be broadcast over all of it.
+
+  Args:
+    values: [B], or more of the axes: [B, rows].
+    leaf: [B, ...], or [B, rows, ...].
+
+  Returns:
+    values, with a 1 for each axis of the leaf that it has not.
+  """
+  return values.reshape(*values.shape, *[1] * (leaf.ndim - values.ndim))
+
+
+def parameters_and_sum(
+    empty_contribution: Callable[[ServerState], tuple[PyTree, PyTree]]
+) -> Callable[[ServerState], tuple[PyTree, PyTree]]:
+  """Builds `Algorithm.traffic`: parameters down, what the cohort sums up.
+
+  For servers that keep more parameters, or sum more, than FedAvg's.
+  """
+  return lambda server: (
+      (server.item_table, server.shared), empty_contribution(server))

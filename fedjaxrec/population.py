@@ -94,6 +94,19 @@ class Numbered(NamedTuple):
   moments: Array | None = None
 
 
+def places_of(offsets: np.ndarray) -> np.ndarray:
+  """The place of each interaction within its client.
+
+  Args:
+    offsets: int64 [num_clients + 1].
+
+  Returns:
+    int64 [num_interactions]: 0, 1, ... within a client.
+  """
+  counts = np.diff(offsets)
+  return np.arange(counts.sum()) - np.repeat(offsets[:-1], counts)
+
+
 def place_clients(
     offsets: np.ndarray, items: np.ndarray, labels: np.ndarray,
     num_devices: int = 1, homes: range | None = None
@@ -134,7 +147,7 @@ def place_clients(
   # Sorting keeps a client's rows together, so a row's place within its client
   # is its place in the sorted order.
   order = None if is_sorted else np.lexsort((items, clients))
-  within = np.arange(len(items)) - np.repeat(offsets[:-1], counts)
+  within = places_of(offsets)
   placed = ClientData(
       starts[homes.start:homes.stop].astype(np.int32),
       np.zeros((len(homes), width), np.int32),

@@ -73,6 +73,26 @@ class Server(NamedTuple):
   needs_row_weight: bool
 
 
+def make_whole_server(
+    init: Callable[[PyTree, PyTree], ServerState],
+    update: Callable[[ServerState, Sum], ServerState],
+    *,
+    needs_row_weight: bool = False,
+) -> Server:
+  """Builds a server that steps, or solves for, all rows at once.
+
+  Args:
+    init: See `Server`.
+    update: See `Server`; every round it visits the whole table.
+    needs_row_weight: See `Server`.
+  """
+  def no_rows(*_):
+    raise ValueError('this server steps all rows at once.')
+
+  return Server(init, update, no_rows, no_rows, rows_stand_still=False,
+                needs_row_weight=needs_row_weight)
+
+
 def make_server(
     item_optimizer: optax.GradientTransformation,
     shared_optimizer: optax.GradientTransformation,

@@ -88,3 +88,11 @@ def test_initial_parameters_do_not_depend_on_the_number_of_devices():
     made = population.make_init_personal(init, 7, num_devices)(key)
     np.testing.assert_array_equal(
         population.by_client(np.asarray(made['p']), 7), expected)
+
+
+def test_a_place_counts_from_the_first_interaction_of_its_client():
+  lengths = [2, 0, 3, 1]
+  offsets = np.cumsum([0, *lengths])
+  want = [place for length in lengths for place in range(length)]
+  assert population.places_of(offsets).tolist() == want
+  assert not len(population.places_of(np.zeros(3, np.int64)))

@@ -42,7 +42,7 @@ from fedjaxrec.config import Config
 from fedjaxrec.local_training import Contribution, View
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.protection import noise_key
-from fedjaxrec.server import ServerState, Sum
+from fedjaxrec.server import ServerState, Sum, make_whole_server
 from fedjaxrec.transforms.noise import add_gaussian_noise
 
 # Keeps the noise's keys apart from the other uses of the run's seed.
@@ -242,7 +242,7 @@ def make_dpals(
       init_personal=init_personal,
       draw=least_squares.draw_slots,
       client_update=client_update,
-      server=least_squares.make_solver(
+      server=make_whole_server(
           lambda table, shared: init_state(table, shared), update),
       learning_rate_scale=lambda round_index: jnp.float32(1),
       weight_by_examples=False,

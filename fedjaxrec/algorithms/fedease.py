@@ -33,7 +33,7 @@ from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import Contribution, View, is_off
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.server import ServerState, Sum
+from fedjaxrec.server import ServerState, Sum, make_whole_server
 
 _NOT_ALONE = (
     'Federation off is not defined here: of one client alone every pair of its '
@@ -134,7 +134,7 @@ def make_fedease(
       init_personal=lambda key: {'weight': jnp.zeros(num_items)},
       draw=least_squares.draw_slots,
       client_update=client_update,
-      server=least_squares.make_solver(
+      server=make_whole_server(
           lambda table, shared: init_server(None), update),
       learning_rate_scale=lambda round_index: jnp.float32(1),
       weight_by_examples=False,

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjaxrec.blocks import Algorithm
+from fedjaxrec.blocks import Algorithm, parameters_and_sum, widen
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import is_off, num_steps
-from fedjaxrec.server import Server, ServerState, Sum
+from fedjaxrec.server import ServerState, Sum, make_whole_server
 
 PyTree = Any
 
@@ -95,8 +95,7 @@ def normalize_steps(config: Config, algorithm: Algorithm) -> Algorithm:
 
     def divide(tree, by):
       share = jnp.where(by > 0, 1 / jnp.where(by > 0, by, 1), 0)
-      return jax.tree.map(
-          lambda x: x * share.reshape(-1, *[1] * (x.ndim - 1)), tree)
+      return jax.tree.map(lambda x: x * widen(share, x), tree)
 
     return contribution._replace(
         item_rows=divide(contribution.item_rows, reached['item']),
@@ -115,15 +114,10 @@ def normalize_steps(config: Config, algorithm: Algorithm) -> Algorithm:
         item_table=optax.tree.scale(mean['item'], total.item_table),
         shared=optax.tree.scale(mean['shared'], total.shared['model'])))
 
-  def no_rows(*_):
-    raise ValueError('this server steps all rows at once.')
-
   return algorithm._replace(
       client_update=client_update, empty_contribution=empty_contribution,
       not_alone=_NOT_ALONE,
-      traffic=lambda server: (
-          (server.item_table, server.shared), empty_contribution(server)),
-      server=Server(
-          algorithm.server.init, update, no_rows, no_rows,
-          rows_stand_still=False,
+      traffic=parameters_and_sum(empty_contribution),
+      server=make_whole_server(
+          algorithm.server.init, update,
           needs_row_weight=algorithm.server.needs_row_weight))

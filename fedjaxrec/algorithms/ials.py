@@ -24,7 +24,7 @@ from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import Contribution, View
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.server import ServerState, Sum
+from fedjaxrec.server import ServerState, Sum, make_whole_server
 
 NOT_ALONE = (
     'Federation off is not defined here: to the statistics of one client every '
@@ -98,7 +98,7 @@ def make_ials(
       init_personal=init_personal,
       draw=least_squares.draw_slots,
       client_update=client_update,
-      server=least_squares.make_solver(
+      server=make_whole_server(
           lambda table, shared: init_state(table), update),
       learning_rate_scale=lambda round_index: jnp.float32(1),
       weight_by_examples=False,

@@ -17,7 +17,6 @@ from fedjaxrec.config import Config
 from fedjaxrec.examples import permute
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.population import Client
-from fedjaxrec.server import Server, ServerState, Sum
 
 PyTree = Any
 # Items solved for at once: bounds the memory of a server's step.
@@ -216,18 +215,6 @@ def score(personal: PyTree, item_rows: PyTree, shared: PyTree) -> jax.Array:
   """p . v_i for every row given: float32 [rows]."""
   del shared
   return item_rows['item'] @ personal['user']
-
-
-def make_solver(
-    init: Callable[[PyTree, PyTree], ServerState],
-    update: Callable[[ServerState, Sum], ServerState],
-) -> Server:
-  """A server that replaces what it has by a function of the sums."""
-  def no_rows(*_):
-    raise ValueError('this server solves for all rows at once.')
-
-  return Server(init, update, no_rows, no_rows, rows_stand_still=False,
-                needs_row_weight=False)
 
 
 def penalty(

@@ -19,7 +19,7 @@ import optax
 from fedjaxrec.algorithms import local_steps
 from fedjaxrec.algorithms.fedavg import make_fedavg
 from fedjaxrec.algorithms.fedper import make_alternation
-from fedjaxrec.blocks import Algorithm
+from fedjaxrec.blocks import Algorithm, widen
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.objectives import OBJECTIVES
@@ -207,7 +207,7 @@ def make_full_gradient(config: Config, recommender: Recommender) -> Callable:
 
     def mean(sums, values, weight):
       return jax.tree.map(
-          lambda g, x: _wide(1 / terms, g) * g + 2 * l2 * _wide(weight, x) * x,
+          lambda g, x: widen(1 / terms, g) * g + 2 * l2 * widen(weight, x) * x,
           sums, values)
 
     used = jax.tree.map(
@@ -233,8 +233,3 @@ def _gradient_with_rows(loss):
     return gradients, (loss_sum, terms)
 
   return of_batch
-
-
-def _wide(per_client, leaf):
-  """A vector [B], to be broadcast over a leaf [B, ...]."""
-  return per_client.reshape(-1, *[1] * (leaf.ndim - 1))

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjaxrec.blocks import Algorithm
+from fedjaxrec.blocks import Algorithm, parameters_and_sum, widen
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import num_steps
 from fedjaxrec.population import ByItem
-from fedjaxrec.server import Server, ServerState, Sum
+from fedjaxrec.server import ServerState, Sum, make_whole_server
 
 PyTree = Any
 
@@ -131,10 +131,10 @@ def add_control_variates(
       length = steps * rate * view.learning_rate_scale
       share = jnp.where(length > 0, -1 / jnp.where(length > 0, length, 1), 0)
       return jax.tree.map(
-          lambda d, c: _wide(mask, d) * (d * _wide(share, d) - c),
+          lambda d, c: widen(mask, d) * (d * widen(share, d) - c),
           delta, correction)
 
-    present = used.astype(jnp.float32) * _wide(here, used)
+    present = used.astype(jnp.float32) * widen(here, used)
     row_change = change(
         contribution.item_rows, rows['variate'], client.item_learning_rate,
         present)
@@ -177,9 +177,6 @@ def add_control_variates(
         item_opt_state=Holders(moved.item_opt_state, row_clients),
         shared_opt_state=Holders(moved.shared_opt_state, clients))
 
-  def no_rows(*_):
-    raise ValueError('this server steps all rows at once.')
-
   def score(own, item_rows, shared):
     return algorithm.score(own.personal, item_rows['model'], shared['model'])
 
@@ -188,13 +185,11 @@ def add_control_variates(
       init_personal=init_personal,
       client_update=client_update, score=score,
       empty_contribution=empty_contribution, not_alone=_NOT_ALONE,
-      traffic=lambda server: (
-          (server.item_table, server.shared), empty_contribution(server)),
-      server=Server(
+      traffic=parameters_and_sum(empty_contribution),
+      server=make_whole_server(
           lambda table, shared: with_variates(
               algorithm.server.init(table, shared)),
-          update, no_rows, no_rows, rows_stand_still=False,
-          needs_row_weight=algorithm.server.needs_row_weight))
+          update, needs_row_weight=algorithm.server.needs_row_weight))
 
 
 def _zeros(tree: PyTree) -> PyTree:
@@ -207,16 +202,11 @@ def _pair(model: PyTree) -> dict[str, PyTree]:
   return {'model': model, 'variate': _zeros(model)}
 
 
-def _wide(values: jax.Array, leaf: jax.Array) -> jax.Array:
-  """Leading axes of a leaf, to be broadcast over all of it."""
-  return values.reshape(*values.shape, *[1] * (leaf.ndim - values.ndim))
-
-
 def _move_mean(
     mean: PyTree, change: PyTree, old_count: jax.Array, count: jax.Array
 ) -> PyTree:
   """The mean over `count` clients, whose sum changed by `change`."""
   share = 1 / jnp.maximum(count, 1)
   return jax.tree.map(
-      lambda x, d: (x * _wide(old_count, x) + d) * _wide(share, x), mean,
+      lambda x, d: (x * widen(old_count, x) + d) * widen(share, x), mean,
       change)

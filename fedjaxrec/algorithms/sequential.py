@@ -24,7 +24,7 @@ from fedjaxrec.optimizers import (
     build_optimizer,
     stands_still,
 )
-from fedjaxrec.population import Client
+from fedjaxrec.population import Client, places_of
 
 # offsets, items and labels of a run.
 Training = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -226,8 +226,7 @@ def label_interactions(
   """
   if config.algorithm.name not in ORDERED:
     return labels
-  places = np.arange(len(labels), dtype=np.int64)
-  return (places - np.repeat(offsets[:-1], np.diff(offsets))).astype(np.float32)
+  return places_of(offsets).astype(np.float32)
 
 
 def label_members(

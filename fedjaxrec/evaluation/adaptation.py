@@ -14,6 +14,7 @@ from fedjaxrec.evaluation import ratings
 from fedjaxrec.evaluation.metrics import Ranks
 from fedjaxrec.personalization.finetuning import make_finetuning
 from fedjaxrec.personalization.fold_in import make_fold_in
+from fedjaxrec.population import places_of
 from fedjaxrec.simulation import Simulation
 
 PyTree = Any
@@ -30,8 +31,7 @@ def first_interactions(
     users: int [n]; the others get nothing.
     count: Rows of each, at most.
   """
-  place = (np.arange(interactions.num_interactions)
-           - np.repeat(interactions.offsets[:-1], interactions.counts))
+  place = places_of(interactions.offsets)
   asked = np.zeros(interactions.num_users, np.bool_)
   asked[users] = True
   return interactions.take(

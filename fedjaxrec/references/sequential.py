@@ -25,7 +25,12 @@ from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.objectives import OBJECTIVES
-from fedjaxrec.population import ClientData, gather_clients, place_clients
+from fedjaxrec.population import (
+    ClientData,
+    gather_clients,
+    place_clients,
+    places_of,
+)
 from fedjaxrec.references.reference import Reference, known_items
 
 PyTree = Any
@@ -200,7 +205,6 @@ def make_encoder(
 
 def _place(offsets: np.ndarray, items: np.ndarray) -> ClientData:
   """Sequences on the device, sorted by item, with their places as labels."""
-  places = np.arange(len(items)) - np.repeat(offsets[:-1], np.diff(offsets))
+  places = places_of(offsets).astype(np.float32)
   return jax.device_put(jax.tree.map(
-      lambda x: x[0],
-      place_clients(offsets, items, places.astype(np.float32))))
+      lambda x: x[0], place_clients(offsets, items, places)))
