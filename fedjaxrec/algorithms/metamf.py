@@ -71,10 +71,10 @@ def make_metamf(
       or config.secure.is_on or config.local_privacy.is_on):
     raise ValueError(
         'algorithm.name=metamf with compression, a secure sum or local '
-        'privacy: the server must see each gradient, with its client, to pass it on '
-        "through the networks that generated the model, and keeps the client's "
-        'vector; switch them off, or train the networks on the clients, by '
-        'algorithm.name=fedavg with model.name=metamf.')
+        'privacy: the server must see each gradient, with its client, to pass '
+        'it on through the networks that generated the model, and keeps the '
+        "client's vector; switch them off, or train the networks on the "
+        'clients, by algorithm.name=fedavg with model.name=metamf.')
   client, user_rate = config.client, config.metamf.user_learning_rate
   gradient = make_full_gradient(config, recommender)
 
