@@ -23,6 +23,7 @@ from fedjaxrec.orchestration import (
   private_runs,
   training,
 )
+from fedjaxrec.orchestration import secure as secure_lib
 from fedjaxrec.orchestration import summary as summary_lib
 from fedjaxrec.orchestration.benchmark_methods import Method
 from fedjaxrec.orchestration.evaluator import make_evaluator
@@ -137,6 +138,7 @@ def _rounds(
         config, run.simulation, run.evaluator, start):
       if book is not None:
         stop.lines[-1][private_runs.HEAD_FIELD] = book.head
+      secure_lib.add_accounts(run.secure, stop.lines)
       if folder is not None:
         with run_directory.open_metrics(folder) as log:
           for line in map(summary_lib.rounded, stop.lines):
