@@ -284,14 +284,14 @@ def _make_run(
     _record(folder, 'diverged', error)
   except Exception as error:
     # A defect, or too little memory: the others have hours of work before them.
-    if isinstance(error, ValueError) and _raised_here(error):
+    if isinstance(error, ValueError) and raised_here(error):
       _record(folder, 'refused', error)
       return
     logging.exception('%s has failed', folder)
     _record(folder, 'failed', error)
 
 
-def _raised_here(error: BaseException) -> bool:
+def raised_here(error: BaseException) -> bool:
   """Whether this package refuses something, and no library fails."""
   *_, (frame, _) = traceback.walk_tb(error.__traceback__)
   return frame.f_globals.get('__name__', '').partition('.')[0] == 'fedjaxrec'

@@ -103,7 +103,8 @@ def run_tuning(
   Raises:
     ValueError, FileNotFoundError: For what is wrong with the data or the
       directory; before anything compiles.
-    FloatingPointError: If all settings of a method have failed.
+    FloatingPointError: At the end, if all settings of a method have diverged
+      or were refused.
   """
   resuming = benchmark_directory.check_workdir(
       workdir, resume=resume, overwrite=overwrite)
@@ -126,7 +127,8 @@ def run_tuning(
     benchmark_directory.prepare_workdir(workdir)
   run_directory.write_json(workdir / benchmark_directory.BENCHMARK, content)
   console = rich.console.Console(quiet=not progress)
-  written = []
+  written: list[pathlib.Path] = []
+  failures = []
   for dataset, methods in zip(plan.datasets, plan.methods):
     split = splits[dataset.name]
     if not split.validation.num_interactions:
@@ -146,9 +148,15 @@ def run_tuning(
             f'{grid.describe(values) or "as stored"}: '
             f'{trial["status"]} {trial["ndcg@10"]}', highlight=False)
         benchmark.free_memory()
-      written.append(_choose(
-          workdir, dataset, method, settings, seed, budget))
       _write_table(workdir, content['runs'])
+      try:
+        written.append(_choose(
+            workdir, dataset, method, settings, seed, budget))
+      except FloatingPointError as error:
+        # The other methods have hours of search before them.
+        failures.append(str(error))
+  if failures:
+    raise FloatingPointError(' '.join(failures))
   return written
 
 
@@ -161,6 +169,10 @@ def _try(
     ndcg = benchmark_runs.validate(method.with_values(values), split, progress)
   except FloatingPointError as error:
     status, message = 'diverged', str(error)
+  except ValueError as error:  # What only the data or the model could tell.
+    if not benchmark.raised_here(error):
+      raise
+    status, message = 'refused', str(error)
   return {'values': values, 'status': status, 'ndcg@10': ndcg,
           'message': message, 'wall_s': time.perf_counter() - begin}
 
@@ -193,7 +205,7 @@ def _choose(
   if not done:
     raise FloatingPointError(
         f'benchmark.tune: every setting of {method.name} on {dataset.name} has '
-        f'diverged; the first: {trials[0]["message"]}')
+        f'diverged or was refused; the first: {trials[0]["message"]}')
   best = max(done, key=lambda i: trials[i]['ndcg@10'])
   values = settings[best]
   kept = [line for line in method.path.read_text().splitlines()

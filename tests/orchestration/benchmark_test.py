@@ -331,6 +331,58 @@ class TestTuning:
     assert '--rounds=1\n' in text and '--rounds=2' not in text
 
 
+  def test_a_refused_setting_is_recorded_and_the_others_are_tried(
+      self, folder, monkeypatch, capsys):
+    original = benchmark_runs.validate
+
+    def validate(method, split, progress):
+      if method.reference == 'popularity' or method.settings.ease.l2 == 1:
+        # As the package itself refuses what the config could not know of.
+        grid.parse_axes(['no_field'])
+      return original(method, split, progress)
+
+    monkeypatch.setattr(benchmark_runs, 'validate', validate)
+    workdir = folder / 'refused'
+    assert run(folder, workdir, '--benchmark.methods=popularity,ease',
+               '--benchmark.tune=3') == 1
+    error = capsys.readouterr().err
+    assert 'popularity' in error and 'was refused' in error
+    with open(workdir / 'tuning.csv') as file:
+      found = {(row['method'], row['settings']): row['status']
+               for row in csv.DictReader(file)}
+    assert found == {
+        ('popularity', ''): 'refused', ('ease', ''): 'done',
+        ('ease', 'ease.l2=1'): 'refused', ('ease', 'ease.l2=1e+06'): 'done'}
+    assert [path.name for path in workdir.rglob('*.flags')] == ['ease.flags']
+
+  def test_a_defect_is_no_refusal(self, folder, monkeypatch):
+    monkeypatch.setattr(
+        benchmark_runs, 'validate',
+        lambda *_: np.zeros((2, 3)) @ np.zeros(2))
+    with pytest.raises(ValueError, match='matmul'):
+      run(folder, folder / 'defect', '--benchmark.methods=ease',
+          '--benchmark.tune=1')
+
+
+def test_a_sum_on_the_host_is_counted_as_train_counts_it(folder, tmp_path):
+  (tmp_path / 'presets' / 'default').mkdir(parents=True)
+  (tmp_path / 'presets' / 'default' / 'masked.flags').write_text('\n'.join([
+      *METHODS['small'], '--secure.level=masked', '--secure.l2_clip_norm=1',
+      '--evaluation.local_only=false']) + '\n')
+  (tmp_path / 'mine.csv').symlink_to(folder / 'mine.csv')
+  assert run(tmp_path, tmp_path / 'w', '--benchmark.methods=masked',
+             '--benchmark.seeds=0', '--benchmark.protocols=full') == 0
+  summary = json.loads(next(
+      (tmp_path / 'w').rglob('masked/0/summary.json')).read_text())
+  assert summary['secure']['measured_rounds'] == 2
+  total = summary['communication']['total_bytes']
+  # Every client sends its whole table, in both rounds, at 16 bits or more.
+  assert total > 2 * NUM_USERS * NUM_ITEMS * 2
+  row = rows_of(tmp_path / 'w')['full', 'masked', 'personalised', '0',
+                                'ndcg@10']
+  assert float(row['bytes']) == total
+
+
 def test_settings_of_a_space_are_drawn_without_repetition():
   method = Method('m', pathlib.Path('m.flags'), make_config(), '', None, '')
   axes = grid.parse_axes(['client.epochs=1,2,3;model.dim=2,4,8'])
