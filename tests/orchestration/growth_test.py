@@ -191,23 +191,25 @@ def test_a_run_that_knows_the_answers_is_no_start(grown, changes):
 
 
 def test_known_answers_are_counted_by_ids_in_each_part():
-  def split(ids, *parts):  # Of one user.
+  def split(ids, *parts, user=0):  # Of the things of one of two users.
     return splits.Split('leave_one_out', *(
         Interactions(
-            np.array([0, len(part)]), np.array(part, np.int32),
+            np.array([0, len(part) * (1 - user), len(part)]),
+            np.array(part, np.int32),
             np.ones(len(part), np.float32), np.arange(len(part)),
-            np.array(['u']), np.array(list(ids))) for part in parts))
+            np.array(['u', 'v']), np.array(list(ids))) for part in parts))
 
   config = make_config('.', **{'two_tower.start': 'old'})
   old = split('abcd', [0, 1], [2], [3], [])
 
-  def check(*parts):
-    new = split('xdcba', *parts)
+  def check(*parts, user=0):
+    new = split('xdcba', *parts, user=user)
     side_inputs._refuse_known_answers(
-        config, old, new, np.array([-1, 3, 2, 1, 0]), np.array([0]))
+        config, old, new, np.array([-1, 3, 2, 1, 0]), np.array([0, 1]))
 
   check([], [2], [1], [])  # As they were.
   check([4, 3], [1], [0], [])  # One more came.
+  check([], [3], [4], [], user=1)  # What another user had.
   for parts, message in [
       (([], [1], [4, 3], []), 'trained on 2 of the 2 test'),
       (([], [3, 1], [], []), 'trained on 1 of the 2 validation'),
