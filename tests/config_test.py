@@ -87,6 +87,8 @@ REFUSED = [
   (FedRepConfig, {'head_epochs': 0}, 'fedrep.head_epochs=0'),
   (FedPerGNNConfig, {'aggregator': 'gcn'}, "fedpergnn.aggregator='gcn'"),
   (FedPerGNNConfig, {'degree_power': -1.0}, 'fedpergnn.degree_power=-1.0'),
+  (FedPerGNNConfig, {'aggregator': 'attention', 'degree_power': 1.0},
+   'fedpergnn.degree_power=1.0'),
   (FedPerGNNConfig, {'pseudo_items': -1}, 'fedpergnn.pseudo_items=-1'),
   (CoFedRecConfig, {'lr_eta': -1.0}, 'cofedrec.lr_eta=-1.0'),
   (CoFedRecConfig, {'item_clusters': 0}, 'cofedrec.item_clusters=0'),
@@ -239,6 +241,9 @@ REFUSED = [
   (PrivacyConfig, {'release_counts': True}, 'privacy.release_counts=True'),
   (PrivacyConfig, {'count_share': 0.0}, 'privacy.count_share=0.0'),
   (PrivacyConfig, {'count_clip_norm': 0.0}, 'privacy.count_clip_norm=0.0'),
+  *((PrivacyConfig, {'epsilon': 1.0, 'l2_clip_norm': 1.0, field: 0.2},
+     f'privacy.{field}=0.2 with privacy.release_counts=False')
+    for field in ('count_share', 'count_clip_norm')),
   (PrivacyConfig, {'head_items': -1}, 'privacy.head_items=-1'),
   (PrivacyConfig, {'head_source': 'guess'}, "privacy.head_source='guess'"),
   (PrivacyConfig, {'epsilon': 8.0, 'l2_clip_norm': 1.0,
@@ -328,6 +333,16 @@ REFUSED = [
             'cohort': CohortConfig(weighting='examples')},
    "server.row_normalization='sum'"),
   (Config, {'split': SplitConfig(name='published')}, 'split.name=published'),
+  *((Config, {'algorithm': AlgorithmConfig(name=name),
+              'cohort': CohortConfig(weighting='examples', size=0)},
+     'cohort.weighting=examples')
+    for name in ('gpfedrec', 'cofedrec')),
+  *((Config, {'algorithm': AlgorithmConfig(name=name),
+              'meta': MetaConfig(epochs=2)}, 'meta.epochs=2')
+    for name in ('reptile', 'perfedavg')),
+  *((Config, {'algorithm': AlgorithmConfig(name=name),
+              'meta': MetaConfig(hessian=True)}, 'meta.hessian=True')
+    for name in ('reptile', 'fomaml')),
   (Config, {'model': ModelConfig(name='sasrec')}, 'model.name=sasrec'),
   (Config, {'algorithm': AlgorithmConfig(name='sequential')},
    'algorithm.name=sequential'),
@@ -413,3 +428,14 @@ def test_a_missing_field_takes_its_default_and_an_unknown_one_is_named():
 def test_a_config_cannot_be_changed():
   with pytest.raises(dataclasses.FrozenInstanceError):
     Config().rounds = 3  # type: ignore[misc]
+
+
+def test_what_an_algorithm_reads_is_not_refused():
+  for algorithm, meta in (('fomaml', MetaConfig(epochs=2)),
+                          ('perfedavg', MetaConfig(hessian=True))):
+    Config(algorithm=AlgorithmConfig(name=algorithm), meta=meta)
+  Config(algorithm=AlgorithmConfig(name='gpfedrec'), cohort=CohortConfig(
+      size=0))
+  PrivacyConfig(
+      epsilon=1.0, l2_clip_norm=1.0, release_counts=True, count_share=0.2,
+      count_clip_norm=5.0)

@@ -180,7 +180,8 @@ def make_cofedrec(
   loss again, with contrast * the contrastive loss of the interactions' rows
   (from the second round on); then a step of the rows. It recommends with its
   table as the server's answer left it. The server's item table is the mean of
-  the round's uploads, and the one model for all.
+  the round's uploads, and the one model for all: the section server steps
+  shared parameters only, of which model.name=pfedrec has none.
 
   Personal: what the model marks so. Travels: whole tables up; down a table (the
   bytes count one for everybody, though who keeps its own needs none), the

@@ -61,8 +61,9 @@ def normalize_steps(config: Config, algorithm: Algorithm) -> Algorithm:
   Personal: as with FedAvg. Travels: as with FedAvg, and up the two |a_u|_1, of
   which the sums are all that the server needs; they tell how many interactions
   a client has. Privacy, compression and secure sums, which would bend them, are
-  refused; with client.steps every client takes the same number, and there is
-  nothing to normalise. The server visits the whole table every round.
+  refused; so is client.steps, with which every client takes the same number,
+  and there is nothing to normalise. The server visits the whole table every
+  round.
 
   Args:
     config: The whole config, which `check_corrections` has passed.

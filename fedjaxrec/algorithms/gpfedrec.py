@@ -78,7 +78,8 @@ def make_gpfedrec(
   loss + pull * mean (V_u - R_u)^2, the mean over its whole table: rows outside
   the batch move towards R_u as well. The server links clients by their tables'
   cosine, R_u is the mean of u's neighbours' tables, and the global table is the
-  mean of all R_u. The client recommends with V_u.
+  mean of all R_u. The client recommends with V_u. The section server steps
+  shared parameters only, of which model.name=pfedrec has none.
 
   Personal: what the model marks so. Travels: the client's whole table up, the
   global table and R_u down. With similarity=as_released clients are linked by

@@ -78,6 +78,11 @@ def _check_normalization(config: Any) -> None:
   client = config.client
   what = f'cohort.normalization={config.cohort.normalization} (FedNova)'
   _check_algorithm(config, what, 'cohort.normalization=none')
+  if client.steps:
+    raise ValueError(
+        f'{what} with client.steps={client.steps}: all clients take as many '
+        'steps, so that there is nothing to normalise; use '
+        'cohort.normalization=none, which is the same, or client.steps=0.')
   names = {
       'optimizer': client.optimizer,
       'item_optimizer': client.item_optimizer or client.optimizer}
@@ -86,8 +91,8 @@ def _check_normalization(config: Any) -> None:
       raise ValueError(
           f'{what} with client.{field}={value}: its delta is no sum of '
           'gradients with known coefficients, by which it could be divided; '
-          f'use client.{field}=sgd or momentum, or client.steps for as many '
-          'steps of every client.')
+          f'use client.{field}=sgd or momentum, or as many steps of every '
+          'client by client.steps and cohort.normalization=none.')
   if client.proximal_mu and 'momentum' in names.values():
     raise ValueError(
         f'{what} with client.proximal_mu={client.proximal_mu} and momentum: '
@@ -101,8 +106,8 @@ def _check_normalization(config: Any) -> None:
         'must be below 1); lower one of them.')
   _check_chain(
       config, what, 'it divides deltas by what clients report of their steps, '
-      'in the clear; use client.steps, which makes all clients take as many, '
-      'so that there is nothing to normalise')
+      'in the clear; use client.steps with cohort.normalization=none: all '
+      'clients take as many, so that there is nothing to normalise')
 
 
 def _check_algorithm(config: Any, what: str, off: str) -> None:

@@ -34,6 +34,11 @@ class FedPerGNNConfig:
     one_of('fedpergnn.aggregator', self.aggregator, AGGREGATORS)
     at_least('fedpergnn.degree_power', self.degree_power, 0)
     at_least('fedpergnn.pseudo_items', self.pseudo_items, 0)
+    if self.aggregator == 'attention' and self.degree_power != 0.5:
+      raise ValueError(
+          f'fedpergnn.degree_power={self.degree_power} with fedpergnn.'
+          'aggregator=attention, whose mean has learnt weights; leave it at '
+          '0.5, or use fedpergnn.aggregator=lightgcn.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

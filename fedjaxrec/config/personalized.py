@@ -158,7 +158,8 @@ class MetaConfig:
   Attributes:
     learning_rate: alpha: of a client's adaptation; the client's rates are those
       of what it uploads.
-    epochs: fomaml only: passes over the support set that adapt a client.
+    epochs: fomaml only: passes over the support set that adapt a client; the
+      others refuse more than 1.
     final_epochs: Passes over all that a client has, which adapt it for
       evaluation.
     hessian: perfedavg only: what the first order drops is computed, by

@@ -54,7 +54,7 @@ class PrivacyConfig:
     count_share: Share of a round's budget (of 1 / noise_multiplier^2) that the
       counts get.
     count_clip_norm: L2 norm to which a client's 0/1 vector of touched rows is
-      scaled down.
+      scaled down. Both need release_counts.
     head_items: Item rows that are trained, the most popular ones; the others
       stay as they are and get no noise. 0: all rows, dense noise.
     head_source: Where the popularity is from: public (declared to be known) or
@@ -184,6 +184,13 @@ class PrivacyConfig:
           f'privacy.bit_noise_stddev={self.bit_noise_stddev} with '
           f'privacy.clipping={self.clipping!r}: only adaptive clipping counts '
           'clients; drop it.')
+    for field, default in (('count_share', 0.1), ('count_clip_norm', 10.0)):
+      value = getattr(self, field)
+      if value != default and not self.release_counts:
+        raise ValueError(
+            f'privacy.{field}={value} with privacy.release_counts=False: no '
+            'counts are released; give --privacy.release_counts=true, or drop '
+            'it.')
     if self.head_source == 'private' and not self.head_items:
       raise ValueError(
           "privacy.head_source='private' with privacy.head_items=0: there is "

@@ -53,6 +53,7 @@ from fedjaxrec.config.privacy import PrivacyConfig
 from fedjaxrec.config.rules import at_least, check_types, one_of
 from fedjaxrec.config.secure import SecureConfig, check_secure
 from fedjaxrec.config.two_tower import TwoTowerConfig, check_side_features
+from fedjaxrec.config.unread import check_unread
 
 PARALLEL_MODES = ('auto', 'single', 'shard_map', 'pmap')
 DATA_PLACES = ('device', 'host')
@@ -245,6 +246,7 @@ class Config:
     self._check_factorisation()
     self._check_sequences()
     check_side_features(self)
+    check_unread(self)
     if (self.objective.repeated_negatives
         and self.algorithm.name not in LEAKY_ALGORITHMS):
       raise ValueError(

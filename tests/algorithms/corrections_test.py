@@ -394,6 +394,8 @@ class TestRefusals:
           CLIENT, optimizer='momentum', proximal_mu=0.1)}, 'use one of them'),
       ({'client': dataclasses.replace(CLIENT, proximal_mu=2.0)},
        'client.proximal_mu=2.0 .* below 1'),
+      ({'client': dataclasses.replace(CLIENT, steps=3)},
+       'client.steps=3: .* use cohort.normalization=none'),
       ({'privacy': PRIVATE}, 'section privacy .* use client.steps'),
       ({'compression': COMPRESSED}, 'section compression'),
       ({'secure': SECURE, 'server': plain.server()}, 'section secure'),

@@ -33,7 +33,9 @@ def make_config(name, **changes):
                           batch_size=4,
                           epochs=2 if name in ('reptile', 'perfedavg') else 1),
       server=plain.server(), cohort=plain.cohort(size=3),
-      meta=config.MetaConfig(learning_rate=0.7, epochs=2, final_epochs=3),
+      meta=config.MetaConfig(
+          learning_rate=0.7, epochs=2 if name == 'fomaml' else 1,
+          final_epochs=3),
       metamf=config.MetaMFConfig(user_learning_rate=0.6),
       engine=config.EngineConfig(block_size=4, num_size_classes=1),
       parallel=config.ParallelConfig(mode='single'))
