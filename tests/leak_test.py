@@ -165,9 +165,10 @@ class TestSelection:
     rng = np.random.default_rng(0)
     parameters = (rng.normal(size=(40, 3)).astype(np.float32),
                   rng.normal(size=(NUM_ITEMS, 3)).astype(np.float32), ())
-    simulation = types.SimpleNamespace(algorithm=types.SimpleNamespace(
-        score=lambda own, rows, shared: rows @ own, aggregated_score=None,
-        not_alone=''))
+    simulation = types.SimpleNamespace(
+        side=None, algorithm=types.SimpleNamespace(
+            score=lambda own, rows, shared: rows @ own, aggregated_score=None,
+            not_alone='', numbered=False))
     first, second = (
         evaluator.make_evaluator(config, data, simulation)
         for data in (split, self.other_test_items(split)))
@@ -236,8 +237,11 @@ class TestPool:
       with pytest.raises(Caught) as caught:
         experiment.train(self.CONFIG, tmp_path / 'run', progress=False)
     args, kwargs = caught.value.args
+    change = kwargs.pop('transform_algorithm')
 
     def with_counts(algorithm):
+      algorithm = change(algorithm)
+
       def init_personal(key):
         return algorithm.init_personal(key), jnp.zeros(args[-1], jnp.int32)
 

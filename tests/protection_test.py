@@ -59,14 +59,6 @@ def test_central_noise_over_rounded_sums_is_refused():
           PRIVATE, secure=config.SecureConfig(level='ideal'), **changes)
 
 
-def test_a_memory_and_clients_that_fall_silent_are_refused():
-  with pytest.raises(ValueError, match='would forget what it had not sent'):
-    config.Config(
-        secure=config.SecureConfig(level='protocol', dropout=0.1),
-        compression=config.CompressionConfig(
-            sparsify='top_k', error_feedback=True))
-
-
 def test_a_budget_that_is_not_calibrated_builds_no_simulation():
   asked = dataclasses.replace(PRIVATE, privacy=config.PrivacyConfig(
       epsilon=8.0, l2_clip_norm=1.0))

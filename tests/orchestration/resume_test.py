@@ -218,11 +218,11 @@ class TestRefused:
     """A section added to the config must be added here, and thought about."""
     compared = {
         'seed', 'data', 'synthetic', 'split', 'model', 'algorithm', 'ials',
-        'dpals', 'fcf', 'fedmf', 'pfedrec', 'gpfedrec', 'fedrap', 'fedrecon',
-        'fedease',
-        'fedpergnn', 'cofedrec',
-        'ditto', 'fedrep', 'apfl', 'personalization', 'objective', 'client',
-        'server', 'cohort', 'compression', 'privacy', 'secure', 'evaluation'}
+        'dpals', 'fcf', 'fedmf', 'fedease', 'pfedrec', 'gpfedrec', 'fedrap',
+        'fedrecon', 'fedpergnn', 'cofedrec', 'ditto', 'fedrep', 'apfl', 'meta',
+        'metamf', 'two_tower', 'personalization', 'objective', 'client',
+        'server', 'cohort', 'compression', 'privacy', 'local_privacy', 'secure',
+        'evaluation'}
     free = {'rounds', 'engine', 'parallel', 'checkpoint'}
     assert {field.name for field in dataclasses.fields(config_lib.Config)} == (
         compared | free)
