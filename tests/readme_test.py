@@ -105,7 +105,8 @@ SCRIPTS = [block for block in blocks('bash') if 'venv' not in block]
     ['0.7', 'Report: runs/private/report.html', 'epsilon'],
     ['Report: runs/secure/report.html'],
     ['sweep'],
-], strict=True)), ids=['shell', 'privacy', 'secure', 'sweep'])
+    ['scripts/benchmark/default/pfedrec.flags'],
+], strict=True)), ids=['shell', 'privacy', 'secure', 'sweep', 'benchmark'])
 def test_the_lines_of_bash_run(shell, script, parts):
   out = shell(*script.splitlines())
   for part in parts:
