@@ -76,17 +76,20 @@ def count(
     dim: Dimension of the vectors.
     num_items: Items in the catalogue.
     whole_table_passes: Reads and writes of the item table by the server's
-      step; 0 where it visits touched rows alone.
+      step; 0 where the deltas lie side by side in slots.
   """
   row = 4 * (dim + 1)
   # Gathered rows are written, read to train, and their deltas written and read;
   # ids are written and read twice.
   blocks = slots * (4 * row + 3 * 4)
-  # A row is gathered; a row of the sum is read and written.
-  tables = slots * 3 * row + whole_table_passes * num_items * row
-  if not whole_table_passes:
-    # Visited: row and sum read, both written.
-    tables += slots * 4 * row
+  if whole_table_passes:
+    # A row is gathered; a row of the sum is read and written.
+    tables = slots * 3 * row + whole_table_passes * num_items * row
+  else:
+    # A row is gathered and written, and a slot elected for it. Slots: delta and
+    # start written and read, their sum emptied, read and written, and read.
+    tables = slots * (2 * row + 8)
+    blocks += slots * (8 * row + 4 * 4)
   # Score, gradients of row and user: 2 dim each; L2 and steps: 2 each for a
   # number of row; the sum: 1.
   return blocks, tables, slots * (11 * dim + 20)
