@@ -96,7 +96,8 @@ class Trained(NamedTuple):
 
   Attributes:
     rows: int32 [B, ...]: the item rows that are sent; num_items for none.
-    start: These rows as the server holds them, float32 [B, ..., ...].
+    start: The touched rows as the server holds them, float32 [B, ..., ...]:
+      those of `rows`, but where whole tables are sent.
     delta: Deltas of (these rows, the shared parameters), leaves [B, ...].
     weight: float32 [B]; 0 for who does not count.
     reports: The block's sum.

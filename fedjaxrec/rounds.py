@@ -11,13 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjaxrec.blocks import Algorithm, make_block_work, spread
+from fedjaxrec.blocks import Algorithm, make_block_work, spread, widen
 from fedjaxrec.server import ServerState, Sum
-from fedjaxrec.touched_rows import (
-    add_slots,
-    make_touched,
-    merge_slots,
-)
+from fedjaxrec.touched_rows import add_slots, make_touched, merge_slots
 from fedjaxrec.uplink import PLAIN, Uplink
 
 PyTree = Any
@@ -84,14 +80,14 @@ def make_round(
     num_devices: Devices that share the population.
     axis_name: The mapped axis of the devices; None on a single one.
     num_slots: Room for all item rows that a cohort's blocks touch, from
-      `most_slots`: their deltas are kept side by side and summed by row, and
-      the server steps these rows alone: for catalogues that are large beside
-      the cohort. 0: a sum of the whole table. Same numbers. Needs a single
-      device and a server whose untouched rows stand still.
+      `choose_num_slots`: their deltas are kept side by side and summed by row,
+      and the server steps these rows alone: for catalogues that are large
+      beside the cohort. 0: a sum of the whole table. Same numbers. Needs a
+      single device and a server whose untouched rows stand still.
     uplink: What happens to a delta on its way to the sum.
 
   Returns:
-    The round. Memory: one sum of the item table, or two rows for each of
+    The round. Memory: one sum of the item table, or three rows for each of
     num_slots, and B clients' slots; time: the cohort's slots, and, without
     num_slots, passes over the table.
 
@@ -149,7 +145,7 @@ def make_round(
       # dropped, and its other deltas are zero.
       if not algorithm.weight_by_examples:
         return x
-      return x * weight.reshape(-1, *[1] * (x.ndim - 1))
+      return x * widen(weight, x)
 
     def by_row(x, like):
       return x.reshape(flat.size, *like.shape[1:])

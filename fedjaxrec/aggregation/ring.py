@@ -112,7 +112,7 @@ def make_ring(
   | a larger norm | zeros; with clip, rounded at the clip norm | False; True |
   | a NaN or an infinity anywhere, or squares beyond float32 | zeros | False |
 
-  Cost: about 25 integer operations an entry; 4 bytes an entry, b bits on the
+  Cost: about 20 integer operations an entry; 4 bytes an entry, b bits on the
   wire.
 
   Args:
