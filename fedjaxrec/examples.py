@@ -52,8 +52,11 @@ def leave_out(
       used=examples.used & ~gone)
 
 
-def _mix(h: jax.Array) -> jax.Array:
-  """A bijection of uint32 that scatters its input over all bits (lowbias32)."""
+def mix_bits(h: jax.Array) -> jax.Array:
+  """A bijection of uint32 that scatters its input over all bits (lowbias32).
+
+  For draws in a simulation, never for what must be kept secret.
+  """
   h = (h ^ (h >> 16)) * jnp.uint32(0x7feb352d)
   h = (h ^ (h >> 15)) * jnp.uint32(0x846ca68b)
   return h ^ (h >> 16)
@@ -89,7 +92,7 @@ def permute(
   low, high = data[0], data[-1]
   num_words = 2 * (_ROUNDS + 1)
   counter = stream * num_words + jnp.arange(num_words, dtype=jnp.uint32)
-  words = _mix(_mix(low + counter * jnp.uint32(0x9e3779b9)) ^ high)
+  words = mix_bits(mix_bits(low + counter * jnp.uint32(0x9e3779b9)) ^ high)
   size = size.astype(jnp.uint32)
   pivots, salts = words[:_ROUNDS + 1] % size, words[_ROUNDS + 1:]
 
@@ -97,7 +100,7 @@ def permute(
     pivot = pivots[r]
     partner = pivot - x
     partner = jnp.where(pivot < x, partner + size, partner)
-    swap = _mix(jnp.maximum(x, partner) ^ salts[r]) >> 31 == 1
+    swap = mix_bits(jnp.maximum(x, partner) ^ salts[r]) >> 31 == 1
     return jnp.where(swap, partner, x)
 
   x = x.astype(jnp.uint32) + pivots[_ROUNDS]

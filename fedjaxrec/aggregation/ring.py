@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fedjaxrec.aggregation import ranges
 from fedjaxrec.aggregation.rotation import rotate, rotate_back, rotated_together
+from fedjaxrec.examples import mix_bits
 
 PyTree = Any
 
@@ -256,18 +257,11 @@ def _turn(turn, x, key, leading_axes, least):
   return turn(x.reshape(*lead, size), key).reshape(x.shape)
 
 
-def _mix(h: jax.Array) -> jax.Array:
-  """A bijection of uint32 that scatters its input over all bits (lowbias32)."""
-  h = (h ^ (h >> 16)) * jnp.uint32(0x7feb352d)
-  h = (h ^ (h >> 15)) * jnp.uint32(0x846ca68b)
-  return h ^ (h >> 16)
-
-
 def _words(key, attempt):
   """Two words that tell this client's rounding from all others."""
   data = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)
-  low = _mix(data[0] ^ jnp.uint32(0x52494e47))
-  high = _mix(data[-1] + jnp.uint32(0x9e3779b9) * (
+  low = mix_bits(data[0] ^ jnp.uint32(0x52494e47))
+  high = mix_bits(data[-1] + jnp.uint32(0x9e3779b9) * (
       jnp.uint32(attempt) + jnp.uint32(1)))
   return low, high
 
@@ -277,9 +271,9 @@ def random_bits(low, high, leaf: int, shape) -> jax.Array:
   size = 1
   for length in shape:
     size *= length
-  start = _mix(low + jnp.uint32((leaf + 1) * 0x85ebca6b & 0xffffffff))
+  start = mix_bits(low + jnp.uint32((leaf + 1) * 0x85ebca6b & 0xffffffff))
   counter = jnp.arange(size, dtype=jnp.uint32).reshape(shape)
-  return _mix((counter * jnp.uint32(0x9e3779b9) + start) ^ high)
+  return mix_bits((counter * jnp.uint32(0x9e3779b9) + start) ^ high)
 
 
 def _round(x, low, high, leaf):
