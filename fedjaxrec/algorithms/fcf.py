@@ -121,8 +121,6 @@ def make_fcf(
       score=least_squares.score,
       broadcast=lambda server: {
           'gramian': least_squares.gramian(server.item_table['item'])},
-      empty_contribution=lambda server: (
-          {'item': jnp.zeros((num_items, config.model.dim))}, {}),
       refit=lambda view, examples, num_examples: {
           'user': solve_block(view, examples, num_examples)},
       touched_rows=lambda counts: num_items * (counts > 0),

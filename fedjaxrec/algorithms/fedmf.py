@@ -11,7 +11,6 @@ A server that sees two of a client's gradients in the clear can solve for its
 vector and its ratings (Chai et al., section 4).
 """
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -90,9 +89,6 @@ def make_fedmf(
       learning_rate_scale=lambda round_index: jnp.float32(1),
       weight_by_examples=False,
       score=least_squares.score,
-      empty_contribution=lambda state: (
-          jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32),
-                       state.item_table), {}),
       touched_rows=lambda counts: counts,
       not_alone=(
           'Federation off is not run here: a client uploads gradients for the '

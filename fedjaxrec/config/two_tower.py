@@ -118,7 +118,7 @@ def check_side_features(config: Any) -> None:
         'two_tower.context=True with objective.name=squared_error: the moment '
         'of an interaction stands where its rating would; use '
         'objective.name=bce, or no context.')
-  if settings.context and getattr(config.evaluation, 'adaptation_counts', ()):
+  if settings.context and config.evaluation.adaptation_counts:
     raise ValueError(
         'two_tower.context=True with evaluation.adaptation_counts='
         f'{config.evaluation.adaptation_counts}: the moments of the first few '
