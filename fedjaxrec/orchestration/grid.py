@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from fedjaxrec.config import Config
 from fedjaxrec.flags import Field, config_fields
+from fedjaxrec.reports.sweep_table import show
 
 # These change where and how fast a run goes, never what comes out of it.
 _NOT_SWEPT = ('parallel', 'checkpoint')
@@ -132,12 +133,7 @@ def _parse_value(field: Field, text: str) -> Any:
   except (ValueError, KeyError):
     raise ValueError(
         f'sweep.grid: {field.name}={text!r} is not {_NOUNS[field.kind]}; the '
-        f'default, for example, is {_show(field.default)}.') from None
-
-
-def _show(value: Any) -> str:
-  return ','.join(map(str, value)) if isinstance(value, tuple) else str(
-      value).lower() if isinstance(value, bool) else str(value)
+        f'default, for example, is {show(field.default)}.') from None
 
 
 def parse_seeds(text: str, flag: str = 'sweep.seeds') -> tuple[int, ...]:
@@ -223,4 +219,4 @@ def _members(
 
 def describe(values: Mapping[str, Any]) -> str:
   """Returns swept values as `client.learning_rate=3, seed=0`."""
-  return ', '.join(f'{name}={_show(value)}' for name, value in values.items())
+  return ', '.join(f'{name}={show(value)}' for name, value in values.items())

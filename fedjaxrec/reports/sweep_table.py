@@ -15,10 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import rich.console
-import rich.table
 
 from fedjaxrec.reports.sweep_directory import Outcome
-from fedjaxrec.reports.tables import METRICS, number
+from fedjaxrec.reports.tables import (
+  METRICS,
+  cell_table,
+  markdown_rows,
+  number,
+  open_console,
+)
 
 # Dotted paths into a member's summary, and their names for people. Settings are
 # compared by validation; the test set is shown beside it.
@@ -97,12 +102,15 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def show(value: Any) -> str:
-  """A field's value as on the command line."""
+  """A field's value as its flag takes it: read back, it is the same value."""
   if isinstance(value, (list, tuple)):
     return ','.join(map(str, value))
   if isinstance(value, bool):
     return str(value).lower()
-  return f'{value:g}' if isinstance(value, float) else str(value)
+  if isinstance(value, float):
+    short = f'{value:g}'
+    return short if float(short) == value else repr(value)
+  return str(value)
 
 
 def metrics_of(outcome: Outcome) -> dict[str, float]:
@@ -232,12 +240,10 @@ def markdown(outcomes: Sequence[Outcome], fields: Sequence[str]) -> str:
   settings = settings_of(outcomes)
   head, *rows = cells(settings, fields)
   best = best_setting(settings) if len(settings) > 1 else None
-  lines = [head, ['---'] * len(head)] + [
+  lines = markdown_rows([head, *(
       [f'**{cell}**' for cell in row] if index == best else row
-      for index, row in enumerate(rows)]
-  return '\n'.join(
-      ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in line) + ' |'
-       for line in lines] + ['', caption(settings), ''])
+      for index, row in enumerate(rows))])
+  return '\n'.join([*lines, '', caption(settings), ''])
 
 
 def print_settings(
@@ -245,16 +251,9 @@ def print_settings(
     console: rich.console.Console | None = None
 ) -> None:
   """Prints the settings as a table; in full width where output is a file."""
-  if console is None:
-    console = rich.console.Console()
-    if not console.is_terminal:
-      console = rich.console.Console(width=160)
+  console = console or open_console()
   settings = settings_of(outcomes)
-  head, *rows = cells(settings, fields)
-  best = best_setting(settings) if len(settings) > 1 else None
-  table = rich.table.Table(caption=caption(settings))
-  for index, name in enumerate(head):
-    table.add_column(name, justify='left' if index < len(fields) else 'right')
-  for index, row in enumerate(rows):
-    table.add_row(*row, style='bold' if index == best else None)
-  console.print(table)
+  console.print(cell_table(
+      list(cells(settings, fields)), caption=caption(settings),
+      left=len(fields),
+      bold=best_setting(settings) if len(settings) > 1 else None))

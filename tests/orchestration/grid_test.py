@@ -90,7 +90,7 @@ def test_a_wrong_grid_is_refused_with_what_to_write(text, parts):
 def test_a_combination_that_the_config_refuses_is_named():
   axes = grid.parse_axes(['client.learning_rate=1,-1'])
   with pytest.raises(ValueError, match=(
-      r'sweep member client.learning_rate=-1.0, seed=4: '
+      r'sweep member client.learning_rate=-1, seed=4: '
       r'client.learning_rate=-1.0 must be')):
     grid.make_members(BASE, axes, (4,))
 

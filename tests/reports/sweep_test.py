@@ -7,6 +7,8 @@ import re
 import xml.etree.ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedjaxrec import config
 from fedjaxrec.reports import (
@@ -185,3 +187,13 @@ def test_a_sweep_of_seeds_alone_says_its_mean():
   assert sweep_table.best_setting(sweep_table.settings_of(OUTCOMES[4:])) is None
   assert math.isclose(
       sweep_table.over_seeds(settings[0], PATH).mean, 0.2)
+
+
+@given(st.floats(allow_nan=False))
+def test_a_shown_number_is_read_back_as_it_was(value):
+  assert float(sweep_table.show(value)) == value
+
+
+def test_a_shown_value_is_as_short_as_its_flag():
+  assert [sweep_table.show(x) for x in (3.0, 0.1, 1 / 3, True, (1, 5))] == [
+      '3', '0.1', '0.3333333333333333', 'true', '1,5']
