@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjaxrec import parallel
 from fedjaxrec.config import Config
+from fedjaxrec.config.algorithms import FACTORISATIONS
 from fedjaxrec.orchestration import hosts
 from fedjaxrec.orchestration.checkpoints import Best, Checkpoint
 from fedjaxrec.orchestration.evaluator import Evaluator
@@ -222,8 +223,16 @@ def _check_parameters(config: Config, best: Best) -> None:
 
 
 def _diverged(config: Config, what: str) -> FloatingPointError:
+  name = config.algorithm.name
+  sections = [section for section in (name, 'client', 'server')
+              if hasattr(config, section)]
+  if name in FACTORISATIONS:  # They take no steps of client.learning_rate.
+    sections.remove('client')
+  rates = [
+      f'{section}.{field}={value}' for section in sections
+      for field, value in vars(getattr(config, section)).items()
+      if field.endswith(('learning_rate', 'lr_eta')) and value]
+  named = ' or '.join(filter(None, (', '.join(rates[:-1]), rates[-1])))
   return FloatingPointError(
-      f'{what}: training has diverged. Lower client.learning_rate='
-      f'{config.client.learning_rate}, client.item_learning_rate='
-      f'{config.client.item_learning_rate} or server.learning_rate='
-      f'{config.server.learning_rate}, and start again with --overwrite.')
+      f'{what}: training has diverged. Lower {named}, and start again with '
+      '--overwrite.')

@@ -572,6 +572,18 @@ class TestBadInput:
     assert f'{named}=' in err
 
 
+@pytest.mark.parametrize('name, said', [
+    ('fedavg', 'client.learning_rate=7.0, client.item_learning_rate=60.0 or '
+               'server.learning_rate=0.028'),
+    ('fedmf', 'fedmf.learning_rate=0.01 or server.learning_rate=0.028'),
+    ('fcf', 'server.learning_rate=0.028')])
+def test_the_rates_that_an_algorithm_steps_by_are_named(name, said):
+  error = training._diverged(
+      config_lib.Config(algorithm=config_lib.AlgorithmConfig(name=name)),
+      'loss=nan in round 3')
+  assert f'Lower {said}, and' in str(error)
+
+
 def test_a_run_that_diverges_says_so_and_what_to_do(tmp_path, capsys):
   config = make_config({
       'client.learning_rate': 1e30, 'client.item_learning_rate': 1e30})
