@@ -75,9 +75,7 @@ def print_curve(summary: Mapping[str, Any]) -> None:
   head, *rows = curve_rows(summary) or [[]]
   if not rows:
     return
-  console = rich.console.Console()
-  if not console.is_terminal:
-    console = rich.console.Console(width=140)
+  console = tables.open_console(140)
   table = rich.table.Table(title='New users', caption=curve_title(summary))
   for label in head:
     table.add_column(label, justify='right', no_wrap=True)

@@ -12,12 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import rich.console
-import rich.table
 
 from fedjaxrec.reports.benchmark_directory import Outcome
 from fedjaxrec.reports.figures import format_bytes
 from fedjaxrec.reports.sweep_table import Interval, format_interval, interval
-from fedjaxrec.reports.tables import LEAKING, number
+from fedjaxrec.reports.tables import (
+  LEAKING,
+  cell_table,
+  markdown_rows,
+  number,
+  open_console,
+)
 
 COLUMNS = ('dataset', 'protocol', 'method', 'parameters', 'seed', 'metric',
            'value', 'wall_s', 'bytes')
@@ -293,9 +298,10 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
   lines = lines_of(outcomes)
   parts = ['# Benchmark', '']
   for dataset in dict.fromkeys(o.dataset for o in outcomes):
-    parts += [f'## {dataset}', '', *_pipes(cells(lines, dataset)), '',
+    parts += [f'## {dataset}', '', *markdown_rows(cells(lines, dataset)), '',
               caption(lines, dataset), '', '### Controls', '',
-              *_pipes(control_cells(lines, dataset)), '', CONTROLS_CAPTION, '']
+              *markdown_rows(control_cells(lines, dataset)), '',
+              CONTROLS_CAPTION, '']
   missing = failures(outcomes)
   if missing:
     parts += ['## Without numbers', '', *(f'- {text}' for text in missing), '']
@@ -308,30 +314,17 @@ CONTROLS_CAPTION = (
     'test items of another; what is left is what popularity finds.')
 
 
-def _pipes(rows: Sequence[Sequence[str]]) -> list[str]:
-  head, *body = rows
-  return ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |'
-          for row in (head, ['---'] * len(head), *body)]
-
-
 def print_results(
     outcomes: Sequence[Outcome], console: rich.console.Console | None = None
 ) -> None:
   """Prints each data set's table, the first columns of it."""
-  if console is None:
-    console = rich.console.Console()
-    if not console.is_terminal:
-      console = rich.console.Console(width=160)
+  console = console or open_console()
   lines = lines_of(outcomes)
   for dataset in dict.fromkeys(o.dataset for o in outcomes):
-    head, *body = cells(lines, dataset)
-    wanted = [head.index(name) for name in RESULTS]
-    table = rich.table.Table(title=dataset, caption=caption(lines, dataset))
-    for index in wanted:
-      table.add_column(
-          head[index], justify='left' if index < 2 else 'right')
-    for row in body:
-      table.add_row(*(row[index] for index in wanted))
-    console.print(table)
+    rows = cells(lines, dataset)
+    wanted = [rows[0].index(name) for name in RESULTS]
+    console.print(cell_table(
+        [[row[index] for index in wanted] for row in rows], title=dataset,
+        caption=caption(lines, dataset), left=len(_WHO)))
   for text in failures(outcomes):
-    console.print(text, style='yellow', highlight=False)
+    console.print(text, style='yellow', highlight=False, markup=False)

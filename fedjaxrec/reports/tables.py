@@ -1,7 +1,7 @@
 """The table of results: what the model is worth, beside the controls."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import rich.console
@@ -150,14 +150,54 @@ def comparison_table(summary: Mapping[str, Any]) -> rich.table.Table:
   return table
 
 
+def markdown_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Returns the lines of a Markdown table, of which the first row is the head.
+
+  Args:
+    rows: Cells; a | in one is escaped.
+  """
+  head, *body = rows
+  return ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |'
+          for row in (head, ['---'] * len(head), *body)]
+
+
+def open_console(width: int = 160) -> rich.console.Console:
+  """Opens the standard output, of a width of its own where it is a file."""
+  console = rich.console.Console()
+  return console if console.is_terminal else rich.console.Console(width=width)
+
+
+def cell_table(
+    rows: Sequence[Sequence[str]], *, title: str | None = None,
+    caption: str | None = None, left: int = 0, bold: int | None = None
+) -> rich.table.Table:
+  """Builds a table for the console from cells as they are.
+
+  Args:
+    rows: Cells, the head first. Nothing in them is markup: `[x]` is `[x]`.
+    title: What stands above.
+    caption: What stands below.
+    left: Columns of words, which stand first, to the left.
+    bold: The place among the rows below the head of the one that stands out.
+  """
+  head, *body = rows
+  table = rich.table.Table(
+      title=title and rich.text.Text(title),
+      caption=caption and rich.text.Text(caption))
+  for index, name in enumerate(head):
+    table.add_column(
+        rich.text.Text(name), justify='left' if index < left else 'right')
+  for index, row in enumerate(body):
+    table.add_row(
+        *map(rich.text.Text, row), style='bold' if index == bold else None)
+  return table
+
+
 def print_comparison(
     summary: Mapping[str, Any], console: rich.console.Console | None = None
 ) -> None:
   """Prints the table of results; in full width where output is a file."""
-  if console is None:
-    console = rich.console.Console()
-    if not console.is_terminal:
-      console = rich.console.Console(width=140)
+  console = console or open_console(140)
   console.print(comparison_table(summary))
   secure = summary.get('secure')
   if secure:

@@ -61,3 +61,29 @@ def test_missing_and_undefined_numbers_are_shown_as_such(metrics, text):
     (None, 'unknown protocol')])
 def test_the_protocol_is_said_in_words(protocol, words):
   assert tables.describe_protocol(protocol) == words
+
+
+def test_cells_stand_as_they_are_in_markdown_and_on_the_console():
+  rows = [['name', 'a|b'], ['csv:[b]x.csv', '[/]'], ['y', '1 | 2']]
+  assert tables.markdown_rows(rows) == [
+      '| name | a\\|b |', '| --- | --- |', '| csv:[b]x.csv | [/] |',
+      '| y | 1 \\| 2 |']
+  stream = io.StringIO()
+  console = rich.console.Console(
+      file=stream, width=60, force_terminal=True, color_system='standard')
+  console.print(
+      tables.cell_table(rows, title='[i]', caption='[/i]', left=1, bold=1))
+  lines = stream.getvalue().splitlines()
+  assert any('csv:[b]x.csv' in line and '[/]' in line for line in lines)
+  assert '[i]' in lines[0] and '[/i]' in lines[-1]
+  bold = [line for line in lines if '\x1b[1m' in line and '1 | 2' in line]
+  assert len(bold) == 1
+  assert not [line for line in lines if '\x1b[1m' in line and '[/]' in line]
+
+
+def test_a_file_gets_the_width_asked_for_and_a_terminal_its_own(monkeypatch):
+  assert tables.open_console().width == 160  # Under pytest, a file.
+  assert tables.open_console(99).width == 99
+  monkeypatch.setenv('FORCE_COLOR', '1')
+  monkeypatch.setenv('COLUMNS', '77')
+  assert tables.open_console(99).width == 77
