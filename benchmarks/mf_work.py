@@ -1,4 +1,4 @@
-"""The work that the speed benchmarks share: explicit MF, one epoch of SGD."""
+"""The work that the speed benchmarks share: MF, one epoch of SGD."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,13 +22,20 @@ from fedjaxrec.simulation import Simulation, make_simulation
 
 def make_mf_config(
     *, dim: int, batch: int, cohort: int, block: int = 0,
-    rounds_per_call: int = 10, num_devices: int = 1, data: str = 'device'
+    rounds_per_call: int = 10, num_devices: int = 1, data: str = 'device',
+    num_negatives: int = 0
 ) -> Config:
-  """Squared error, plain FedAvg: mean of the deltas, server rate 1."""
+  """Plain FedAvg: mean of the deltas, server rate 1.
+
+  The ratings by squared error or, with negatives, every interaction and so
+  many negatives drawn for each by the logistic loss.
+  """
   return Config(
       rounds=10**6,
       model=ModelConfig(dim=dim),
-      objective=ObjectiveConfig(name='squared_error', l2=0.0),
+      objective=ObjectiveConfig(
+          name='bce', num_negatives=num_negatives, l2=0.0)
+      if num_negatives else ObjectiveConfig(name='squared_error', l2=0.0),
       client=ClientConfig(
           learning_rate=0.05, item_learning_rate=0.05, batch_size=batch,
           schedule='constant'),

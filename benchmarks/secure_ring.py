@@ -20,7 +20,7 @@ import harness
 from absl import app, flags
 from mf_work import make_mf_config, make_rounds_call
 
-from fedjaxrec.config import Config, ObjectiveConfig, PrivacyConfig
+from fedjaxrec.config import Config, PrivacyConfig
 from fedjaxrec.config.secure import SecureConfig
 from fedjaxrec.simulation import make_simulation
 
@@ -41,10 +41,10 @@ def make_work(name: str) -> tuple[Config, tuple, int]:
     return config, harness.make_population(2 * _COHORT.value, 40, 1000), 1000
   if name == 'negatives':
     config = make_mf_config(
-        dim=32, batch=51, cohort=_COHORT.value, block=_BLOCK.value)
-    return dataclasses.replace(config, objective=ObjectiveConfig(
-        name='bce', num_negatives=4, l2=0.0)), harness.make_population(
-            2 * _COHORT.value, 106, 1682), 1682
+        dim=32, batch=51, cohort=_COHORT.value, block=_BLOCK.value,
+        num_negatives=4)
+    return config, harness.make_population(
+        2 * _COHORT.value, 106, 1682), 1682
   raise ValueError(
       f'works={name} is not known; choose of mf, negatives.')
 
