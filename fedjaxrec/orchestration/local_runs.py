@@ -7,6 +7,7 @@ from fedjaxrec.algorithms.messages import message_size
 from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.models.two_tower import SideInputs
+from fedjaxrec.orchestration.head_rows import top_rows
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.privacy.local import LocalPlan, make_local_plan
 from fedjaxrec.protection import noise_key
@@ -46,19 +47,14 @@ def choose_head(config: Config, train: Interactions) -> np.ndarray | None:
     ValueError: If there are no more items than that.
   """
   local = config.local_privacy
-  if not local.head_items:
-    return None
-  if local.head_items >= train.num_items:
-    raise ValueError(
-        f'local_privacy.head_items={local.head_items} of {train.num_items} '
-        'items: there is nothing to choose; use fewer, or 0 for all rows.')
-  if local.head_choice == 'public':
-    popularity = np.bincount(train.items, minlength=train.num_items)
-  else:
-    popularity = np.asarray(estimate_popularity(
+
+  def count():
+    if local.head_choice == 'public':
+      return np.bincount(train.items, minlength=train.num_items)
+    return np.asarray(estimate_popularity(
         local.head_choice, local.head_epsilon,
         jnp.asarray(train.offsets, jnp.int32), jnp.asarray(train.items),
         train.num_items, noise_key(config, _REPORT_STREAM)))
-  open_rows = np.zeros(train.num_items, np.bool_)
-  open_rows[np.argsort(-popularity, kind='stable')[:local.head_items]] = True
-  return open_rows
+
+  return top_rows(
+      'local_privacy.head_items', local.head_items, train.num_items, count)

@@ -19,6 +19,7 @@ from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.models.two_tower import SideInputs
 from fedjaxrec.orchestration import local_runs
+from fedjaxrec.orchestration.head_rows import top_rows
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.privacy import ledger as ledger_lib
 from fedjaxrec.privacy import noise_matrices, strategies
@@ -146,28 +147,19 @@ def choose_head(
   Raises:
     ValueError: If there are no more items than that.
   """
-  wanted = plan.config.head_items
-  if not wanted:
-    return None
-  if wanted >= train.num_items:
-    raise ValueError(
-        f'privacy.head_items={wanted} of {train.num_items} items: there is '
-        'nothing to choose; use fewer, or 0 for all rows.')
-  counts = train.counts
-  weight = np.ones(train.num_interactions)
-  if plan.config.head_source == 'private':
-    weight = np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts)
-  popularity: np.ndarray = np.bincount(
-      train.items, weight, train.num_items).astype(np.float64)
-  if plan.config.head_source == 'private':
+  def count():
+    if plan.config.head_source != 'private':
+      return np.bincount(train.items, minlength=train.num_items)
+    weight = np.repeat(1 / np.sqrt(np.maximum(train.counts, 1)), train.counts)
+    popularity = np.bincount(train.items, weight, train.num_items)
     # Another budget is other noise: with the same, their difference has none.
     noise = np.random.default_rng(
         [_HEAD_STREAM, seed, zlib.crc32(repr(plan.config).encode())])
-    popularity = popularity + noise.normal(
+    return popularity + noise.normal(
         0, plan.head_noise_multiplier * plan.noise_scale, train.num_items)
-  open_rows = np.zeros(train.num_items, np.bool_)
-  open_rows[np.argsort(-popularity, kind='stable')[:wanted]] = True
-  return open_rows
+
+  return top_rows(
+      'privacy.head_items', plan.config.head_items, train.num_items, count)
 
 
 def say_warnings(private: PrivateRun) -> None:
@@ -196,10 +188,15 @@ def open_ledger(
   header = ledger_lib.make_header(private.plan, config)
   heads = [line[HEAD_FIELD] for line in run_directory.read_metrics(workdir)
            if HEAD_FIELD in line] if resuming else []
-  there = (workdir / ledger_lib.FILE_NAME).exists()
+  path = workdir / ledger_lib.FILE_NAME
+  there = path.exists()
+  if there and resuming and not heads and b'\n' not in path.read_bytes():
+    # The run was killed while its first line was written: nothing was released.
+    path.unlink()
+    there = False
   if heads and not there:
     raise LedgerError(
-        f'{workdir / ledger_lib.FILE_NAME} is missing, though the run has '
+        f'{path} is missing, though the run has '
         'released rounds: what they cost is not known. Restore it from a copy, '
         'or begin a new run.')
   book = (ledger_lib.resume(workdir, header, heads[-1] if heads else '')

@@ -20,6 +20,7 @@ from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.data.splits import Split
 from fedjaxrec.orchestration import secure_account
+from fedjaxrec.orchestration.head_rows import top_rows
 from fedjaxrec.orchestration.private_runs import PrivateRun
 from fedjaxrec.orchestration.secure_sums import (
   SecureSums,
@@ -45,6 +46,7 @@ _SHARE_REACH = 10
 _PROMISED_BITS = 40
 # Rounds whose union is drawn again, where nothing counted it in the run.
 _UNION_ROUNDS = 5
+
 
 class SecureRun(NamedTuple):
   """What a config's secure sums come to, before anything compiles.
@@ -74,17 +76,17 @@ def prepare(
     open_rows: bool [num_items]: the rows that central privacy has chosen.
 
   Raises:
-    ValueError: For what could not run, or keep its budget.
+    ValueError: For rows that cannot be chosen, and for what could not run, or
+      keep its budget.
   """
   if not config.secure.is_on:
     return None
   private = None
-  if config.privacy.head_items and open_rows is None:
+  if open_rows is None:
     # Popularity that is declared to be public.
-    order = np.argsort(
-        -np.bincount(train.items, minlength=num_items), kind='stable')
-    open_rows = np.zeros(num_items, bool)
-    open_rows[order[:config.privacy.head_items]] = True
+    open_rows = top_rows(
+        'privacy.head_items', config.privacy.head_items, num_items,
+        lambda: np.bincount(train.items, minlength=num_items))
   if config.secure.noise != 'none':
     plan = calibrate_noise(config, train.counts, num_items, open_rows)
     config = dataclasses.replace(config, privacy=dataclasses.replace(
