@@ -104,10 +104,8 @@ def _train(
 ) -> dict[str, Any]:
   """Trains a federated method; returns its summary."""
   config = method.config
-  run = experiment.build(config, split)
   alone: dict[str, Any] = {}
-  run = run._replace(evaluator=make_evaluator(
-      config, split, run.simulation, alone))
+  run = experiment.build(config, split, alone)
   book = None
   if run.private is not None:
     private = run.private
@@ -130,8 +128,7 @@ def _rounds(
 ) -> training.Stop:
   """Runs all rounds; logs them where there is a folder."""
   config = run.config
-  start, _ = training.compile_rounds(
-      run.simulation, training.start_afresh(run.simulation))
+  start, _ = training.compile_rounds(run.simulation, experiment.first_stop(run))
   stop = start
   with open_progress(config.rounds, 0, show_progress) as bar:
     for stop in training.train_rounds(

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from fedjaxrec import config as config_lib
-from fedjaxrec.algorithms.growth import Places, make_freeze
+from fedjaxrec.algorithms.growth import make_freeze
 from fedjaxrec.algorithms.leaky_negatives import held_out_items
 from fedjaxrec.config import Config, EvaluationConfig, ParallelConfig
 from fedjaxrec.data.cache import cache_folder
@@ -31,7 +30,12 @@ from fedjaxrec.orchestration.evaluator import (
   make_evaluator,
 )
 from fedjaxrec.orchestration.private_runs import PrivateRun
-from fedjaxrec.orchestration.side_inputs import grow_state, load_side_inputs
+from fedjaxrec.orchestration.same_run import check_same_run
+from fedjaxrec.orchestration.side_inputs import (
+  Grown,
+  grow_state,
+  load_side_inputs,
+)
 from fedjaxrec.orchestration.training import Stop
 from fedjaxrec.privacy.ledger import PrivacyLedger
 from fedjaxrec.reports import adaptation, html, run_directory, tables
@@ -59,7 +63,7 @@ class Run(NamedTuple):
   evaluator: Evaluator
   private: PrivateRun | None = None
   secure: secure_lib.SecureRun | None = None
-  places: Places | None = None
+  grown: Grown | None = None
 
 
 def train(
@@ -103,17 +107,24 @@ def train(
       workdir, resume=resume, overwrite=overwrite))
   hosts.check_shared(workdir)
   with contextlib.closing(_open_store(run, workdir)) as store:
-    start = _restore(run, store) if resuming else None
+    stop = _restore(run, store) if resuming else None
+    if stop is None and run.grown is not None:
+      stop = first_stop(run)  # The other run may be refused.
+    # A new directory is known as a run's before anything else lies in it; one
+    # that is there is changed when nothing more is refused.
+    if not resuming:
+      hosts.on_first(lambda: _begin_files(config, workdir, 0))
     book = _open_ledger(run, workdir, resuming)
-    # Now that nothing more is refused, and before anything else is written.
-    hosts.on_first(lambda: _begin_files(
-        config, workdir, start.round if start else 0))
+    if resuming:
+      hosts.on_first(lambda: _begin_files(
+          config, workdir, stop.round if stop else 0))
     if run.private is not None:
       run = run._replace(simulation=private_runs.charging(
           run.simulation, lambda first, number: _pay(run, book, first, number)))
-    start = start or _start_grown(run) or training.start_afresh(run.simulation)
-    start, compile_s = training.compile_rounds(run.simulation, start)
-    stop = _train(run, start, store, workdir, progress, book)
+    stop = stop or first_stop(run)
+    run = run._replace(grown=None)  # It has begun: the other's data may go.
+    stop, compile_s = training.compile_rounds(run.simulation, stop)
+    stop = _train(run, stop, store, workdir, progress, book)
   summary = summarise(run, stop, workdir, book) | {
       'compile_s': compile_s, 'wall_s': time.perf_counter() - begin}
   # A delta of a millionth is not to be rounded to nothing.
@@ -153,13 +164,15 @@ def evaluate(
 
 
 def load_trained(
-    workdir: str | pathlib.Path, evaluation: EvaluationConfig | None = None
+    workdir: str | pathlib.Path, evaluation: EvaluationConfig | None = None,
+    split: Split | None = None
 ) -> tuple[Run, Best, int]:
   """Loads a run from its last checkpoint.
 
   Args:
     workdir: The run directory.
     evaluation: Protocol and cut-offs; None: the run's.
+    split: Its data; None: they are loaded.
 
   Returns:
     The run, the round that was selected, and the number of rounds done.
@@ -173,7 +186,7 @@ def load_trained(
   run = build(dataclasses.replace(
       config, evaluation=evaluation or config.evaluation,
       parallel=ParallelConfig(
-          mode='single' if config.secure.on_host else 'auto')))
+          mode='single' if config.secure.on_host else 'auto')), split)
   with contextlib.closing(_open_store(run, workdir)) as store:
     stop = _restore(run, store)
   if stop is None:
@@ -190,7 +203,7 @@ def _check_workdir(
   resuming = run_directory.check_workdir(
       workdir, resume=resume, overwrite=overwrite)
   if resuming:
-    _check_same_run(config, workdir)
+    check_same_run(config, workdir)
   return resuming
 
 
@@ -249,12 +262,16 @@ def load_data(config: Config) -> Split:
   return split
 
 
-def build(config: Config, split: Split | None = None) -> Run:
+def build(
+    config: Config, split: Split | None = None,
+    trained_alone: dict[str, np.ndarray] | None = None
+) -> Run:
   """Makes of a config everything that a run needs; compiles nothing.
 
   Args:
     config: The run.
     split: Its data; None: they are loaded.
+    trained_alone: See `make_evaluator`.
 
   Raises:
     ValueError, FileNotFoundError: For anything wrong with config or data.
@@ -263,7 +280,7 @@ def build(config: Config, split: Split | None = None) -> Run:
   if config.engine.data == 'host':
     split = _map_training_part(config, split)
   train_part = split.train
-  side, places = load_side_inputs(config, split)
+  side, grown = load_side_inputs(config, split)
   private = None if config.secure.noise != 'none' else (
       private_runs.prepare(config, train_part, side=side))
   secure = secure_lib.prepare(
@@ -278,21 +295,25 @@ def build(config: Config, split: Split | None = None) -> Run:
       sum_on_host=secure.sums if secure else None,
       strategy=private.strategy if private else None,
       held_out=_spared_items(config, split),
-      side=side, transform_algorithm=make_freeze(places) if (
-          places is not None and config.two_tower.frozen) else lambda a: a)
+      side=side, transform_algorithm=make_freeze(grown.places) if (
+          grown is not None and config.two_tower.frozen) else lambda a: a)
   device = jax.local_devices()[0]
   check_memory(simulation.memory, available_bytes(device), device.device_kind)
   return Run(
-      config, split, simulation, make_evaluator(config, split, simulation),
-      private, secure, places)
+      config, split, simulation, make_evaluator(
+          config, split, simulation, trained_alone), private, secure, grown)
 
 
-def _start_grown(run: Run) -> Stop | None:
-  """Where a run begins that grows from another; None for the others."""
-  if run.places is None:
-    return None
-  _, best, _ = load_trained(run.config.two_tower.start)
-  state = grow_state(run.config, run.simulation, best, run.places)
+def first_stop(run: Run) -> Stop:
+  """The stop before the first round, of a run that grows from another too.
+
+  Raises:
+    ValueError, FileNotFoundError: If that other run cannot be grown from.
+  """
+  if run.grown is None:
+    return training.start_afresh(run.simulation)
+  _, best, _ = load_trained(run.config.two_tower.start, split=run.grown.split)
+  state = grow_state(run.config, run.simulation, best, run.grown.places)
   return Stop(0, [], state, training.snapshot(
       run.simulation, state, 0, -1.0), 0.0)
 
@@ -316,45 +337,6 @@ def _map_training_part(config: Config, split: Split) -> Split:
       split.train, cache_folder(config.data.cache_dir))
   return dataclasses.replace(split, train=dataclasses.replace(
       split.train, items=items, ratings=ratings))
-
-
-def _check_same_run(config: Config, workdir: pathlib.Path) -> None:
-  """Refuses a config that would not continue the run in workdir."""
-  old, new = (
-      dict(_fields(config_lib.to_dict(c))) for c in (
-          config_lib.from_dict(
-              run_directory.read_json(workdir / run_directory.CONFIG)),
-          config))
-  free = {'engine', 'parallel', 'checkpoint', 'data.path', 'data.cache_dir'}
-  if config.privacy.enabled or config.local_privacy.is_on:
-    if old['rounds'] != new['rounds']:
-      raise ValueError(
-          f'rounds={new["rounds"]} differs from the rounds={old["rounds"]} of '
-          f'the run in {str(workdir)!r}: its noise was calibrated for these, '
-          'and more would pass its privacy budget; begin a new run.')
-  elif {config.client.schedule, config.server.schedule} == {'constant'}:
-    free.add('rounds')
-  for field, value in new.items():
-    if not {field, field.partition('.')[0]} & free and old[field] != value:
-      raise ValueError(
-          f'{field}={value} differs from the run in {str(workdir)!r}, which '
-          f'has {old[field]}; a run is continued with its own config '
-          '(engine, parallel, checkpoint, where the data lies and, where '
-          'client.schedule and server.schedule are constant, more rounds are '
-          'free). Use another --workdir.')
-  if new['rounds'] < old['rounds']:
-    raise ValueError(
-        f'rounds={new["rounds"]} is below the rounds={old["rounds"]} of the '
-        f'run in {str(workdir)!r}; a run is continued to as many or more.')
-
-
-def _fields(values: dict[str, Any], prefix: str = '') -> Iterator:
-  """Yields (dotted name, value) of every field of a config's dict."""
-  for name, value in values.items():
-    if isinstance(value, dict):
-      yield from _fields(value, f'{prefix}{name}.')
-    else:
-      yield prefix + name, value
 
 
 def _open_store(run: Run, workdir: pathlib.Path) -> Store:

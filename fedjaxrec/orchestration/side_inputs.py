@@ -1,7 +1,7 @@
 """The side features that a run's model reads, and the run that it grew from."""
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,9 +30,20 @@ from fedjaxrec.simulation import Simulation, State
 PyTree = Any
 
 
+class Grown(NamedTuple):
+  """The run that another grows from.
+
+  Attributes:
+    places: Where its things are in the other.
+    split: Its data.
+  """
+  places: Places
+  split: Split
+
+
 def load_side_inputs(
     config: Config, split: Split
-) -> tuple[SideInputs | None, Places | None]:
+) -> tuple[SideInputs | None, Grown | None]:
   """Loads what model.name=two_tower reads; nothing for other models.
 
   Where the split's items of validation and test are cold (item_holdout,
@@ -44,8 +55,7 @@ def load_side_inputs(
     split: Its data.
 
   Returns:
-    The features, and where the other run's things are in this one; None where
-    it grows from none.
+    The features, and the run that it grows from; None where there is none.
 
   Raises:
     FileNotFoundError, ValueError: See `load_features` and `extend`; and where
@@ -73,8 +83,8 @@ def load_side_inputs(
   known = load_features(before.data, old.train.user_ids, old.train.item_ids)
   users, user_entries = _grow(known.users, found.users, 'user')
   items, item_entries = _grow(known.items, found.items, 'item')
-  return SideInputs(users, items, new_items, **when), Places(
-      *places, item_entries, user_entries)
+  return SideInputs(users, items, new_items, **when), Grown(
+      Places(*places, item_entries, user_entries), old)
 
 
 def _refuse_known_answers(

@@ -96,7 +96,7 @@ def test_old_scores_stand_bit_for_bit_and_new_items_are_scored(grown):
   old, old_best, _ = experiment.load_trained(root / 'old')
   new = experiment.build(config)
   state = side_inputs.grow_state(
-      config, new.simulation, old_best, new.places)
+      config, new.simulation, old_best, new.grown.places)
   best = training.snapshot(new.simulation, state, 0, -1.0)
   before, after = scores_of(old, old_best), scores_of(new, best)
   fresh = assert_old_scores_stand(before, after, old, new)
@@ -119,7 +119,7 @@ def test_training_on_moves_only_what_is_new(grown, tmp_path):
       scores_of(old, old_best), scores_of_old_columns(new, best), old, new)
   assert (best.item_table['item'][fresh] != 0).any()
   kernel = best.shared['item_tower']['hidden'][0]['kernel']
-  known = new.places.item_entries
+  known = new.grown.places.item_entries
   np.testing.assert_array_equal(
       kernel[:known], old_best.shared['item_tower']['hidden'][0]['kernel'])
   assert known < len(kernel) and (kernel[known:] != 0).any()
@@ -128,8 +128,35 @@ def test_training_on_moves_only_what_is_new(grown, tmp_path):
 def scores_of_old_columns(run, best):
   """The scores with the weights of new columns put back to zero."""
   shared = jax.tree.map(np.array, best.shared)
-  shared['item_tower']['hidden'][0]['kernel'][run.places.item_entries:] = 0
+  known = run.grown.places.item_entries
+  shared['item_tower']['hidden'][0]['kernel'][known:] = 0
   return scores_of(run, best._replace(shared=shared))
+
+
+def test_the_data_of_the_old_run_are_loaded_once(grown, monkeypatch):
+  _, config = grown
+  loaded = []
+  for module in (experiment, side_inputs):
+    original = module.load_split
+    monkeypatch.setattr(module, 'load_split', lambda config, load=original: (
+        loaded.append(config.data.source.split('/')[-2]), load(config))[1])
+  run = experiment.build(config)
+  stop = experiment.first_stop(run)
+  assert sorted(loaded) == ['after', 'before']
+  # And the model is the old run's, as when its data are loaded again.
+  old, old_best, _ = experiment.load_trained(config.two_tower.start)
+  assert_old_scores_stand(
+      scores_of(old, old_best), scores_of(run, stop.best), old, run)
+
+
+def test_a_start_that_is_refused_leaves_nothing_behind(grown, tmp_path):
+  root, config = grown
+  config = make_config(root / 'after', **{
+      'two_tower.start': str(root / 'old'), 'model.dim': 5})
+  with pytest.raises(ValueError, match='keep model.dim'):
+    experiment.train(config, tmp_path / 'new', progress=False)
+  assert not (tmp_path / 'new' / 'config.json').exists()
+  experiment.train(grown[1], tmp_path / 'new', progress=False)
 
 
 def test_without_freezing_everything_goes_on_training(grown):
@@ -138,10 +165,11 @@ def test_without_freezing_everything_goes_on_training(grown):
       config.two_tower, frozen=False))
   _, old_best, _ = experiment.load_trained(root / 'old')
   new = experiment.build(config)
-  state = side_inputs.grow_state(config, new.simulation, old_best, new.places)
+  places = new.grown.places
+  state = side_inputs.grow_state(config, new.simulation, old_best, places)
   state, _ = new.simulation.run(state, 0, 2)
-  rows = new.places.items[new.places.items >= 0]
-  moved = np.asarray(state.server.item_table['item'])[new.places.items >= 0]
+  rows = places.items[places.items >= 0]
+  moved = np.asarray(state.server.item_table['item'])[places.items >= 0]
   assert (moved != old_best.item_table['item'][rows]).any()
 
 
@@ -158,7 +186,7 @@ def test_another_model_is_refused(grown, changes, message):
   _, best, _ = experiment.load_trained(root / 'old')
   new = experiment.build(config)
   with pytest.raises(ValueError, match=message):
-    side_inputs.grow_state(config, new.simulation, best, new.places)
+    side_inputs.grow_state(config, new.simulation, best, new.grown.places)
 
 
 def test_a_folder_that_holds_no_such_run_is_refused(grown, tmp_path):

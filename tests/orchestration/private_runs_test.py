@@ -139,6 +139,30 @@ def test_a_ledger_that_was_edited_cut_or_lost_is_noticed(copy, private):
           private, CONFIG, copy, resuming=True)
 
 
+def test_a_run_killed_while_its_ledger_began_goes_on(
+    tmp_path, private, monkeypatch):
+  def killed(*_):
+    raise Interrupted
+
+  with monkeypatch.context() as patch:
+    patch.setattr(private_runs, 'open_ledger', killed)
+    with pytest.raises(Interrupted):
+      experiment.train(CONFIG, tmp_path / 'run', progress=False)
+  assert run_directory.check_workdir(
+      tmp_path / 'run', resume=True, overwrite=False)
+  path = tmp_path / 'run' / ledger.FILE_NAME
+  for half in (b'', b'{"kind": "head'):
+    path.write_bytes(half)
+    book = private_runs.open_ledger(
+        private, CONFIG, tmp_path / 'run', resuming=True)
+    assert book.entries == [] and len(path.read_bytes().splitlines()) == 1
+  # A whole line is never dropped, whatever it says.
+  path.write_bytes(b'{}\n')
+  with pytest.raises(LedgerError):
+    private_runs.open_ledger(
+        private, CONFIG, tmp_path / 'run', resuming=True)
+
+
 def test_rounds_beyond_the_budget_are_refused_before_they_run(copy, private):
   book = private_runs.open_ledger(private, CONFIG, copy, resuming=True)
   ran = []
