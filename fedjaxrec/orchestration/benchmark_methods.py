@@ -17,7 +17,7 @@ imported.
 import dataclasses
 import difflib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -33,6 +33,8 @@ SPACE = 'search_space.txt'
 PROTOCOLS = ('full', 'sampled-99')
 # Where these point, and how fast a run goes, changes no result.
 _FREE = ('engine', 'parallel', 'checkpoint')
+# Read by a model, and not by what splits the interactions.
+_METHOD_DATA = ('data.user_features', 'data.item_features')
 _FREE_FIELDS = ('data.path', 'data.cache_dir')
 _FILE_PREFIXES = ('csv:', 'parquet:')
 
@@ -182,6 +184,10 @@ def read_dataset(
         f'{", ".join(presets.datasets())}, or give csv:FILE, parquet:FILE, or '
         'a .flags file with --data.source and --split.name.')
   config = read_config(overrides, read_config(_parse(name, Config, arguments)))
+  if config.evaluation.protocol != PROTOCOLS[0]:
+    raise ValueError(
+        f'{name}: evaluation.protocol={config.evaluation.protocol} with a '
+        'benchmark, which ranks by --benchmark.protocols; drop it.')
   if config.split.name == 'user_holdout':
     raise ValueError(
         'split.name=user_holdout in a benchmark: references fit no parameters '
@@ -202,15 +208,14 @@ def read_method(
     overrides: Parsed flags of the command line, which come last.
 
   Raises:
-    ValueError: If it is not known, or a flag of its file is refused.
+    ValueError: If it or its counterpart is not known, or a flag of its file is
+      refused.
   """
   known = presets.methods(dataset)
   if name not in known:
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f' Did you mean {" or ".join(near)}?' if near else ''
     raise ValueError(
-        f'benchmark.methods: {name!r} is not known.{hint} Methods: '
-        f'{", ".join(known)}. A new one is a file, '
+        f'benchmark.methods: {name!r} is not known.{_hint(name, known)} '
+        f'Methods: {", ".join(known)}. A new one is a file, '
         f'{presets.folder / DEFAULT}/{name}.flags.')
   path = known[name]
   reference = _value_in(path, '--benchmark.reference')
@@ -226,6 +231,9 @@ def read_method(
     values = _parse(str(path), wanted, arguments)
     made = read_config(values, wanted())
     config = dataset.config if reference else read_config(overrides, made)
+    if not reference:
+      _check_same_data(made, read_config(
+          _parse(dataset.name, Config, dataset.arguments)))
   except ValueError as error:
     text = str(error)
     raise ValueError(
@@ -233,8 +241,40 @@ def read_method(
   config = dataclasses.replace(config, evaluation=dataclasses.replace(
       config.evaluation, protocol=PROTOCOLS[0]))
   counterpart: Any = values['benchmark.counterpart'].value
+  if counterpart and counterpart not in known:
+    raise ValueError(
+        f'{path}: benchmark.counterpart={counterpart!r} is no method.'
+        f'{_hint(counterpart, known)} Methods: {", ".join(known)}.')
   return Method(
       name, path, config, reference, made if reference else None, counterpart)
+
+
+def _check_same_data(config: Config, dataset: Config) -> None:
+  """Refuses a flag in a method's file that says what the data set says.
+
+  Every method of a data set is trained on one split of it, with the seeds of
+  the benchmark, and ranked by its protocols: such a flag would do nothing.
+
+  Args:
+    config: Of the data set's flags and the method's.
+    dataset: Of the data set's alone.
+  """
+  mine, its = (
+      dict(_flat('', config_lib.to_dict(c))) for c in (config, dataset))
+  for field in mine:
+    section = field.partition('.')[0]
+    if mine[field] == its[field] or field in _METHOD_DATA:
+      continue
+    if section in ('data', 'synthetic', 'split'):
+      raise ValueError(
+          f'{field}={mine[field]} in the file of a method, whose data set has '
+          f'{its[field]}: all methods share its split; move the flag to the '
+          "data set's file.")
+    if field in ('seed', 'evaluation.protocol'):
+      raise ValueError(
+          f'{field}={mine[field]} in the file of a method: '
+          '--benchmark.seeds and --benchmark.protocols say so for all; drop '
+          'it.')
 
 
 def read_space(
@@ -286,16 +326,20 @@ def _parse(
   try:
     rest = values(['', *arguments])[1:]
   except flags.Error as error:
-    known = ', '.join(field.name for field in config_fields(config_class))
-    near = difflib.get_close_matches(
-        getattr(error, 'flagname', ''), known.split(', '), n=3)
-    hint = f' Did you mean --{" or --".join(near)}?' if near else ''
-    raise ValueError(f'{what}: {error}.{hint}') from None
+    known = [field.name for field in config_fields(config_class)]
+    hint = _hint(getattr(error, 'flagname', ''), known, '--')
+    raise ValueError(f'{what}: {str(error).rstrip(".")}.{hint}') from None
   if rest:
     raise ValueError(
         f'{what}: {rest[0]!r} is no flag; a line is --FIELD=VALUE, or a '
         'comment that starts with #.')
   return values
+
+
+def _hint(name: str, known: Iterable[str], prefix: str = '') -> str:
+  near = [prefix + other
+          for other in difflib.get_close_matches(name, list(known), n=3)]
+  return f' Did you mean {" or ".join(near)}?' if near else ''
 
 
 def _value_in(path: pathlib.Path, flag: str) -> str:

@@ -117,7 +117,14 @@ def test_fields_are_all_that_results_depend_on():
     ('rounds=3\n', "'rounds=3' is no flag"),
     ('--benchmark.reference=magic\n', "benchmark.reference='magic'"),
     ('--benchmark.reference=ease\n--client.epochs=2\n', 'client.epochs'),
-    ('--benchmark.reference=ease\n--ease.l2=-1\n', 'ease.l2=-1')])
+    ('--benchmark.reference=ease\n--ease.l2=-1\n', 'ease.l2=-1'),
+    ('--benchmark.counterpart=eaze\n', 'Did you mean ease'),
+    # These would do nothing: the data set and the benchmark say so for all.
+    ('--data.min_rating=4\n', "move the flag to the data set's file"),
+    ('--split.name=user_ratio\n', 'split.name=user_ratio'),
+    ('--synthetic.num_users=9\n', 'synthetic.num_users=9'),
+    ('--seed=3\n', '--benchmark.seeds'),
+    ('--evaluation.protocol=sampled-99\n', '--benchmark.protocols')])
 def test_a_wrong_file_is_named_with_what_is_wrong(presets, text, message):
   path = presets.folder / 'default' / 'mine.flags'
   path.write_text(text)
@@ -138,6 +145,14 @@ def test_an_unknown_method_is_told_the_known():
 def test_an_unknown_data_set_is_refused(name, given, message):
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     dataset(name, given=given)
+
+
+def test_a_protocol_in_the_file_of_a_data_set_is_refused(tmp_path):
+  file = tmp_path / 'mine.flags'
+  file.write_text('--data.source=movielens-100k\n'
+                  '--evaluation.protocol=sampled-99\n')
+  with pytest.raises(ValueError, match='mine.flags.*--benchmark.protocols'):
+    dataset(str(file))
 
 
 def test_a_folder_without_methods_is_refused(tmp_path):
