@@ -106,9 +106,10 @@ def run(values: flags.FlagValues, workdir: pathlib.Path) -> int:
     _list_runs(datasets, methods, seeds, tune, workdir)
     return 0
   # What is wrong with the directory is said before the seconds that JAX takes.
-  from fedjaxrec.reports import benchmark_directory
-  benchmark_directory.check_workdir(
-      workdir, resume=values.resume, overwrite=values.overwrite)
+  from fedjaxrec.reports import benchmark_directory, run_directory
+  run_directory.check_workdir(
+      workdir, resume=values.resume, overwrite=values.overwrite,
+      kind=benchmark_directory.KIND)
   from fedjaxrec.orchestration import benchmark, benchmark_tuning
   plan = benchmark.Plan(datasets, methods, seeds, protocols)
   options = {'resume': values.resume, 'overwrite': values.overwrite,

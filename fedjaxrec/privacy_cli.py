@@ -14,6 +14,7 @@ import rich.markup
 import rich.table
 from absl import flags
 
+from fedjaxrec.data import whole_file
 from fedjaxrec.flags import define_bool
 
 _PLAN_FLAGS = ('population', 'cohort', 'rounds', 'delta', 'epsilons',
@@ -116,8 +117,7 @@ def _plan(values, arguments) -> int:
           record=True, width=110, file=nowhere, highlight=False)
       for part in _page(found, planning.MECHANISMS):
         page.print(part)
-      pathlib.Path(values.output).write_text(
-          page.export_html(), encoding='utf-8')
+      whole_file.write_text(values.output, page.export_html())
     print(f'Page: {values.output}', file=sys.stderr)
   return 0
 

@@ -55,7 +55,12 @@ def run(values: flags.FlagValues, workdir: pathlib.Path) -> int:
     ValueError: For anything wrong with them, before JAX is imported.
   """
   from fedjaxrec.orchestration import grid
-  from fedjaxrec.reports import sweep_directory
+  from fedjaxrec.reports import run_directory, sweep_directory
+  # What is wrong with the directory is said before what is wrong with flags
+  # that a sweep there would have given, and before the seconds that JAX takes.
+  run_directory.check_workdir(
+      workdir, resume=values.resume, overwrite=values.overwrite,
+      kind=sweep_directory.KIND)
   base = config_lib.Config()
   given: dict[str, Any] = {name: values[name].value for name in values}
   texts: Any = given['sweep.grid']

@@ -1,7 +1,7 @@
 """The local cache of prepared data sets: one `.npz` file each.
 
-A file is written whole or not at all (a temporary file, then a rename), so
-several processes may fill one cache. When read, everything is checked: zip
+A file is written whole or not at all (see `whole_file`), so several processes
+may fill one cache. When read, everything is checked: zip
 checksums, format version, the rules of `Interactions`, and the fingerprint
 that was stored. A file that fails is never used in part: `load` names it and
 says why, and `set_aside` renames it, so that it can be looked at and the data
@@ -12,12 +12,12 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import tempfile
 
 import numpy as np
 from absl import logging
 
 from fedjaxrec.data import interactions as interactions_lib
+from fedjaxrec.data import whole_file
 
 FORMAT = 'fedjaxrec interactions, version 1'
 ENVIRONMENT_VARIABLE = 'FEDJAXREC_CACHE'
@@ -51,24 +51,12 @@ def short_name(key: str) -> str:
 def save(path: pathlib.Path, interactions: interactions_lib.Interactions):
   """Writes a cache file atomically, over an older one of the same name."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(
-      dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      np.savez(
-          file, format=np.array(FORMAT),
-          fingerprint=np.array(interactions.fingerprint()),
-          has_timestamps=np.array(interactions.has_timestamps),
-          **{name: getattr(interactions, name) for name in _ARRAYS})
-      file.flush()
-      os.fsync(file.fileno())
-    # mkstemp makes files for the owner alone; a cache may be shared.
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      os.unlink(temporary)
-    raise
+  with whole_file.replacing(path) as file:
+    np.savez(
+        file, format=np.array(FORMAT),
+        fingerprint=np.array(interactions.fingerprint()),
+        has_timestamps=np.array(interactions.has_timestamps),
+        **{name: getattr(interactions, name) for name in _ARRAYS})
 
 
 def save_or_warn(
@@ -87,16 +75,8 @@ def save_bytes_or_warn(path: pathlib.Path, raw: bytes):
   """Writes a file whole or not at all; warns where it cannot."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-      with os.fdopen(handle, 'wb') as file:
-        file.write(raw)
-      os.chmod(temporary, 0o644)
-      os.replace(temporary, path)
-    except BaseException:
-      with contextlib.suppress(OSError):
-        os.unlink(temporary)
-      raise
+    with whole_file.replacing(path) as file:
+      file.write(raw)
   except OSError as error:
     logging.warning(
         'data.cache_dir=%s cannot be written (%s); %s will be fetched again '

@@ -5,15 +5,13 @@ cache, and read by the operating system as rounds ask for them, so that they
 need not be held in memory.
 """
 
-import contextlib
 import hashlib
-import os
 import pathlib
-import tempfile
 
 import numpy as np
 from absl import logging
 
+from fedjaxrec.data import whole_file
 from fedjaxrec.data.interactions import Interactions
 
 _FOLDER = 'mapped'
@@ -60,7 +58,9 @@ def _mapped(path: pathlib.Path, array: np.ndarray) -> np.ndarray:
     return array  # Nothing can be mapped of nothing.
   found = _open(path, array)
   if found is None:
-    _write(path, array)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file.replacing(path) as file:
+      np.save(file, array)
     found = _open(path, array)
   if found is None:
     raise OSError(f'{path} cannot be read back')
@@ -74,20 +74,3 @@ def _open(path: pathlib.Path, like: np.ndarray) -> np.ndarray | None:
     return None
   whole = found.shape == like.shape and found.dtype == like.dtype
   return found if whole else None
-
-
-def _write(path: pathlib.Path, array: np.ndarray) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(
-      dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      np.save(file, array)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      os.unlink(temporary)
-    raise

@@ -18,6 +18,7 @@ import jax
 import rich.console
 from absl import logging
 
+from fedjaxrec.data import whole_file
 from fedjaxrec.data.splits import Split
 from fedjaxrec.flags import config_fields
 from fedjaxrec.orchestration import benchmark_runs, experiment
@@ -93,8 +94,9 @@ def run_benchmark(
       directory; before anything compiles.
     FloatingPointError: If every run has failed.
   """
-  resuming = benchmark_directory.check_workdir(
-      workdir, resume=resume, overwrite=overwrite)
+  resuming = run_directory.check_workdir(
+      workdir, resume=resume, overwrite=overwrite,
+      kind=benchmark_directory.KIND)
   splits = load_splits(plan)
   plan = fit_cohorts(plan, splits)
   runs = plan_runs(plan)
@@ -102,7 +104,7 @@ def run_benchmark(
       benchmark_directory.read_benchmark(workdir) if resuming else None,
       new_benchmark(plan, splits, runs), workdir)
   if not resuming:
-    benchmark_directory.prepare_workdir(workdir)
+    run_directory.make_workdir(workdir, benchmark_directory.KIND)
   run_directory.write_json(
       workdir / benchmark_directory.BENCHMARK, benchmark)
   console = rich.console.Console(quiet=not progress)
@@ -115,7 +117,7 @@ def run_benchmark(
         if benchmark_directory.status_of(folder) in ('done', 'diverged'):
           continue
         console.print(f'{dataset.name}, {method.name}, seed {seed}',
-                      highlight=False)
+                      highlight=False, markup=False)
         _make_run(method.with_seed(seed), splits[dataset.name],
                   plan.protocols, folder, progress)
         write_results(workdir)
@@ -142,7 +144,7 @@ def write_results(
       (benchmark_directory.MARKDOWN, benchmark_table.markdown(outcomes)),
       (benchmark_directory.PAGE,
        benchmark_html.render_benchmark(benchmark, outcomes))):
-    run_directory.write_text(workdir / name, text)
+    whole_file.write_text(workdir / name, text)
   return outcomes
 
 
@@ -276,25 +278,30 @@ def _make_run(
     method: Method, split: Split, protocols: Sequence[str],
     folder: pathlib.Path, progress: bool
 ) -> None:
-  # What an interrupted or refused run left is no part of this one.
-  shutil.rmtree(folder, ignore_errors=True)
+  for name in (run_directory.SUMMARY, benchmark_directory.FAILED):
+    run_directory.say_damaged(folder / name)
   try:
+    # What an interrupted or refused run left is no part of this one.
+    if folder.exists():
+      shutil.rmtree(folder)
     benchmark_runs.run_method(method, split, protocols, folder, progress)
   except FloatingPointError as error:
     _record(folder, 'diverged', error)
   except Exception as error:
     # A defect, or too little memory: the others have hours of work before them.
-    if isinstance(error, ValueError) and raised_here(error):
+    if is_refusal(error):
       _record(folder, 'refused', error)
       return
     logging.exception('%s has failed', folder)
     _record(folder, 'failed', error)
 
 
-def raised_here(error: BaseException) -> bool:
+def is_refusal(error: BaseException) -> bool:
   """Whether this package refuses something, and no library fails."""
   *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-  return frame.f_globals.get('__name__', '').partition('.')[0] == 'fedjaxrec'
+  package = frame.f_globals.get('__name__', '').partition('.')[0]
+  return package == 'fedjaxrec' and isinstance(
+      error, (ValueError, FileNotFoundError))
 
 
 def _record(folder: pathlib.Path, status: str, error: Exception) -> None:

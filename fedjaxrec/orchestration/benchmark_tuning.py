@@ -7,18 +7,21 @@ seed; the test part is not read. Where a data set has no validation part, the
 last training interaction of every user takes its place.
 """
 
+import collections
 import csv
 import io
 import itertools
 import pathlib
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import rich.console
+from absl import logging
 
+from fedjaxrec.data import whole_file
 from fedjaxrec.data.splits import Split
 from fedjaxrec.orchestration import benchmark, benchmark_runs, grid
 from fedjaxrec.orchestration.benchmark import Plan, plain
@@ -106,8 +109,9 @@ def run_tuning(
     FloatingPointError: At the end, if all settings of a method have diverged
       or were refused.
   """
-  resuming = benchmark_directory.check_workdir(
-      workdir, resume=resume, overwrite=overwrite)
+  resuming = run_directory.check_workdir(
+      workdir, resume=resume, overwrite=overwrite,
+      kind=benchmark_directory.KIND)
   plan = plan._replace(protocols=plan.protocols[:1])
   splits = benchmark.load_splits(plan)
   plan = benchmark.fit_cohorts(plan, splits)
@@ -124,8 +128,9 @@ def run_tuning(
       plan, splits, runs, tune=budget), workdir)
   _check_same_trials(runs, old['runs'] if old else (), workdir)
   if not resuming:
-    benchmark_directory.prepare_workdir(workdir)
+    run_directory.make_workdir(workdir, benchmark_directory.KIND)
   run_directory.write_json(workdir / benchmark_directory.BENCHMARK, content)
+  _say_unrecorded(plan, trials)
   console = rich.console.Console(quiet=not progress)
   written: list[pathlib.Path] = []
   failures = []
@@ -138,15 +143,17 @@ def run_tuning(
       for number, values in enumerate(settings):
         path = benchmark_directory.trial_path(
             workdir, dataset.name, method.name, number)
-        if path.is_file():
+        if run_directory.is_whole(path):
           continue
+        run_directory.say_damaged(path)
         trial = _try(method.with_seed(seed), values, split, progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         run_directory.write_json(path, trial)
         console.print(
             f'{dataset.name}, {method.name}, {number + 1} of {len(settings)}: '
             f'{grid.describe(values) or "as stored"}: '
-            f'{trial["status"]} {trial["ndcg@10"]}', highlight=False)
+            f'{trial["status"]} {trial["ndcg@10"]}', highlight=False,
+            markup=False)
         benchmark.free_memory()
       _write_table(workdir, content['runs'])
       try:
@@ -160,6 +167,33 @@ def run_tuning(
   return written
 
 
+def _say_unrecorded(
+    plan: Plan, trials: Mapping[tuple[str, str], Sequence[dict[str, Any]]]
+) -> None:
+  """Warns of every method whose trials spend privacy that nobody records."""
+  spending: collections.Counter[str] = collections.Counter()
+  for dataset, methods in zip(plan.datasets, plan.methods):
+    for method in methods:
+      spending[method.name] += sum(
+          _has_budget(method.with_values(values))
+          for values in trials[dataset.name, method.name])
+  for name, number in spending.items():
+    if number:
+      logging.warning(
+          '%s: the search trains it with %d settings under privacy, each with '
+          'a budget of its own, and no ledger records what they spend. The '
+          'epsilon of a run with the chosen settings covers neither these '
+          'trials nor the choice among them, which reads the validation '
+          'interactions without noise: count them all, or choose on data that '
+          'are public.', name, number)
+
+
+def _has_budget(method: Method) -> bool:
+  """Whether a method trains under differential privacy."""
+  return not method.reference and (
+      method.config.privacy.enabled or method.config.local_privacy.is_on)
+
+
 def _try(
     method: Method, values: dict[str, Any], split: Split, progress: bool
 ) -> dict[str, Any]:
@@ -169,8 +203,9 @@ def _try(
     ndcg = benchmark_runs.validate(method.with_values(values), split, progress)
   except FloatingPointError as error:
     status, message = 'diverged', str(error)
-  except ValueError as error:  # What only the data or the model could tell.
-    if not benchmark.raised_here(error):
+  except (ValueError, FileNotFoundError) as error:
+    # What only the data or the model could tell.
+    if not benchmark.is_refusal(error):
       raise
     status, message = 'refused', str(error)
   return {'values': values, 'status': status, 'ndcg@10': ndcg,
@@ -220,7 +255,7 @@ def _choose(
       ''])
   path = benchmark_directory.chosen_path(workdir, dataset.name, method.name)
   path.parent.mkdir(parents=True, exist_ok=True)
-  run_directory.write_text(path, text)
+  whole_file.write_text(path, text)
   return path
 
 
@@ -231,7 +266,7 @@ def _rows(
     for number, values in enumerate(run['trials']):
       path = benchmark_directory.trial_path(
           workdir, run['dataset'], run['method'], number)
-      if path.is_file():
+      if run_directory.is_whole(path):
         trial = run_directory.read_json(path)
         yield [run['dataset'], run['method'], run['seed'], number,
                '; '.join(f'{name}={show(value)}'
@@ -248,5 +283,5 @@ def _write_table(
   writer.writerow(['dataset', 'method', 'seed', 'trial', 'settings', 'status',
                    'validation_ndcg@10', 'wall_s'])
   writer.writerows(_rows(workdir, runs))
-  run_directory.write_text(
+  whole_file.write_text(
       workdir / benchmark_directory.TUNING_TABLE, text.getvalue())

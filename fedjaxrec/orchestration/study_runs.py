@@ -22,6 +22,7 @@ from fedjaxrec import config as config_lib
 from fedjaxrec.config import Config
 from fedjaxrec.data.splits import Split
 from fedjaxrec.orchestration import experiment, private_runs, training
+from fedjaxrec.orchestration import secure as secure_lib
 from fedjaxrec.orchestration import summary as summary_lib
 from fedjaxrec.orchestration.checkpoints import Best, Store, open_store
 from fedjaxrec.orchestration.evaluator import Evaluator, make_evaluator
@@ -39,10 +40,20 @@ from fedjaxrec.study import (
 
 
 class Job(NamedTuple):
-  """One member: what it runs, on what, and where its files go."""
+  """One member: what it runs, on what, and where its files go.
+
+  Attributes:
+    config: What it runs.
+    split: On what.
+    folder: Where its files go.
+    private: Its privacy, settled; None without a budget.
+    secure: Its secure sums; None without.
+  """
   config: Config
   split: Split
   folder: pathlib.Path
+  private: PrivateRun | None
+  secure: secure_lib.SecureRun | None
 
 
 class Options(NamedTuple):
@@ -74,8 +85,37 @@ class _Program(NamedTuple):
   jobs: Sequence[Job]
   study: Study
   evaluators: list[Evaluator]
-  privates: list[PrivateRun | None]
   books: dict[int, PrivacyLedger]
+
+
+def make_job(config: Config, split: Split, folder: pathlib.Path) -> Job:
+  """Settles a member's privacy and secure sums; writes nothing.
+
+  Cost: up to some seconds where noise is calibrated.
+
+  Raises:
+    ValueError: For what would not be private, and for what members that share
+      a program cannot do.
+  """
+  if config.secure.rows != 'dense' or config.secure.noise != 'none':
+    raise ValueError(
+        f'secure.rows={config.secure.rows} with secure.noise='
+        f'{config.secure.noise} in a study, whose members send all rows and '
+        'add no noise to what they send; use secure.rows=dense and '
+        'secure.noise=none, or one `fedjaxrec train` for each setting.')
+  private = private_runs.prepare(config, split.train)
+  if private is not None and (
+      private.strategy is not None or private.open_rows is not None):
+    raise ValueError(
+        f'privacy.mechanism={config.privacy.mechanism!r} with '
+        f'privacy.head_items={config.privacy.head_items} and '
+        f'local_privacy.head_items={config.local_privacy.head_items} in a '
+        'study, whose members have no matrix of correlated noise and train all '
+        'rows; use privacy.mechanism=gaussian and no head items, or one '
+        '`fedjaxrec train` for each setting (scripts/ablate_mechanism.sh does '
+        'so).')
+  return Job(config, split, folder, private, secure_lib.prepare(
+      config, split.train, split.num_items))
 
 
 def run_program(
@@ -104,6 +144,7 @@ def run_program(
     state, stops = _start(program, store)
     for index, (job, stop) in enumerate(zip(jobs, stops)):
       if sweep_directory.status_of(job.folder) == 'unfinished':
+        run_directory.say_damaged(job.folder / run_directory.SUMMARY)
         job.folder.mkdir(parents=True, exist_ok=True)
         _open_ledger(program, index, resuming=stop.round > 0)
         run_directory.write_json(
@@ -123,39 +164,26 @@ def run_program(
 
 def _open_ledger(program: _Program, index: int, resuming: bool) -> None:
   """The ledger of a member with a budget, in its folder."""
-  private, job = program.privates[index], program.jobs[index]
-  if private is None:
+  job = program.jobs[index]
+  if job.private is None:
     return
   # A program that was killed before its first checkpoint begins again, with
   # the same noise in the same rounds: its ledgers stand.
   resuming = resuming or (job.folder / run_directory.PRIVACY_LEDGER).exists()
   program.books[index] = private_runs.open_ledger(
-      private, job.config, job.folder, resuming)
+      job.private, job.config, job.folder, resuming)
 
 
 def _build(jobs: Sequence[Job]) -> _Program:
-  privates = [private_runs.prepare(job.config, job.split.train)
-              for job in jobs]
-  for job, private in zip(jobs, privates):
-    if private is not None and (
-        private.strategy is not None or private.open_rows is not None):
-      raise ValueError(
-          f'privacy.mechanism={job.config.privacy.mechanism!r} with '
-          f'privacy.head_items={job.config.privacy.head_items} and '
-          'local_privacy.head_items='
-          f'{job.config.local_privacy.head_items} in a study, whose members '
-          'have no matrix of correlated noise and train all rows; use '
-          'privacy.mechanism=gaussian and no head items, or one `fedjaxrec '
-          'train` for each setting (scripts/ablate_mechanism.sh does so).')
   study = make_study(
-      [job.config if private is None else private.config
-       for job, private in zip(jobs, privates)],
+      [job.config if job.private is None else job.private.config
+       for job in jobs],
       [(job.split.train.offsets, job.split.train.items,
         job.split.train.ratings) for job in jobs],
       jobs[0].split.num_items)
   return _Program(jobs, study, [
       make_evaluator(job.config, job.split, cast(Simulation, member))
-      for job, member in zip(jobs, study.members)], privates, {})
+      for job, member in zip(jobs, study.members)], {})
 
 
 def _fingerprint(jobs: Sequence[Job]) -> str:
@@ -227,7 +255,7 @@ def _train(
       for index, book in program.books.items():
         if index not in over:
           private_runs.charge(
-              book, cast(PrivateRun, program.privates[index]), done,
+              book, cast(PrivateRun, program.jobs[index].private), done,
               upto - done)
       state, metrics = study.execute(state, plan, upto - done)
       # While the devices work.
@@ -299,7 +327,7 @@ def _finish(
     summary = experiment.summarise(
         experiment.Run(
             job.config, job.split, simulation, program.evaluators[index],
-            program.privates[index]),
+            job.private, job.secure),
         stop, job.folder, program.books.get(index))
   except FloatingPointError as error:
     _record_divergence(job, error)

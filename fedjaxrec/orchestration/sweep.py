@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import rich.console
+from absl import logging
 
 from fedjaxrec import config as config_lib
 from fedjaxrec import study
 from fedjaxrec.config import Config
+from fedjaxrec.data import whole_file
 from fedjaxrec.data.splits import Split
 from fedjaxrec.flags import config_fields
 from fedjaxrec.orchestration import experiment, private_runs, study_runs
@@ -28,7 +30,7 @@ from fedjaxrec.orchestration.grid import (
     parse_seeds,
     replace_fields,
 )
-from fedjaxrec.orchestration.study_runs import DEFAULTS, Job, Options
+from fedjaxrec.orchestration.study_runs import DEFAULTS, Options
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.reports import (
     run_directory,
@@ -77,37 +79,53 @@ def run_sweep(
   """
   axes = parse_axes(grid)
   members = make_members(base, axes, parse_seeds(seeds))
-  resuming = sweep_directory.check_workdir(
-      workdir, resume=resume, overwrite=overwrite)
+  resuming = run_directory.check_workdir(
+      workdir, resume=resume, overwrite=overwrite, kind=sweep_directory.KIND)
   old = sweep_directory.read_sweep(workdir) if resuming else None
   if old is not None:
     _check_same_sweep(old, members, workdir)
-  splits = _load_splits(members)
+  splits, fingerprints = _load_splits(members)
+  # A sweep of an earlier version does not say what its data were.
+  if old is not None and old.get('data', fingerprints) != fingerprints:
+    raise ValueError(
+        f'workdir={str(workdir)!r} holds a sweep on other data: the '
+        'interactions or their split have changed since; restore them, or use '
+        'another --workdir.')
   programs = old['programs'] if old is not None else _make_programs(
       members, splits, members_per_program)
+  folders = [sweep_directory.member_folder(workdir, member.place)
+             for member in members]
+  # Of all programs that are to run, for one's refusal must not come after the
+  # hours of another.
+  jobs = {
+      number: [study_runs.make_job(members[i].config, splits[i], folders[i])
+               for i in indices]
+      for number, indices in enumerate(programs) if old is None or any(
+          sweep_directory.status_of(folders[i]) == 'unfinished'
+          for i in indices)}
+  for warning in dict.fromkeys(
+      warning for program in jobs.values() for job in program
+      if job.private is not None for warning in job.private.plan.warnings):
+    logging.warning('%s', warning)
   if old is None:
-    sweep_directory.prepare_workdir(workdir)
+    run_directory.make_workdir(workdir, sweep_directory.KIND)
   sweep: dict[str, Any] = {
       'command': 'sweep', 'config': config_lib.to_dict(base),
       'fields': [name for axis in axes for name in axis.fields],
       'grid': list(grid), 'seeds': seeds,
       'members': [{'values': member.values, 'seed': member.config.seed}
                   for member in members],
-      'programs': programs}
+      'programs': programs, 'data': fingerprints}
   run_directory.write_json(workdir / sweep_directory.SWEEP, sweep)
   console = rich.console.Console(quiet=not options.show_progress)
-  for number, indices in enumerate(programs):
-    jobs = [Job(members[i].config, splits[i],
-                sweep_directory.member_folder(workdir, i)) for i in indices]
-    if all(sweep_directory.status_of(job.folder) != 'unfinished'
-           for job in jobs):
-      continue
+  for number, program in jobs.items():
+    first = members[programs[number][0]]
     console.print(
-        f'Program {number + 1} of {len(programs)}: {len(jobs)} members, '
-        f'{describe(members[indices[0]].values) or "seeds"}'
-        f'{", ..." if len(jobs) > 1 else ""}', highlight=False)
+        f'Program {number + 1} of {len(programs)}: {len(program)} members, '
+        f'{describe(first.values) or "seeds"}'
+        f'{", ..." if len(program) > 1 else ""}', highlight=False, markup=False)
     study_runs.run_program(
-        jobs, workdir / sweep_directory.PROGRAMS / str(number), options)
+        program, workdir / sweep_directory.PROGRAMS / str(number), options)
     write_results(workdir)
   outcomes = write_results(workdir)
   if options.show_progress:
@@ -129,7 +147,7 @@ def write_results(workdir: pathlib.Path) -> list[sweep_directory.Outcome]:
       (sweep_directory.MARKDOWN, sweep_table.markdown(outcomes, fields)),
       (sweep_directory.PLOT, sweep_plot.render_svg(outcomes)),
       (sweep_directory.PAGE, sweep_html.render_sweep(sweep, outcomes))):
-    run_directory.write_text(workdir / name, text)
+    whole_file.write_text(workdir / name, text)
   return outcomes
 
 
@@ -163,8 +181,13 @@ def _check_same_sweep(
           'and checkpoint are free). Use another --workdir.')
 
 
-def _load_splits(members: Sequence[Member]) -> list[Split]:
-  """Each member's data; loaded once for all that ask for the same."""
+def _load_splits(
+    members: Sequence[Member]) -> tuple[list[Split], list[str]]:
+  """Each member's data, loaded once for all that ask for the same.
+
+  Returns:
+    The splits, and the fingerprints of the different ones.
+  """
   loaded: dict[str, Split] = {}
   splits = []
   for member in members:
@@ -179,7 +202,7 @@ def _load_splits(members: Sequence[Member]) -> list[Split]:
     # What the data do not allow is refused before the first program compiles.
     build_sampler(
         member.config.cohort, loaded[key].train.counts, member.config.seed)
-  return splits
+  return splits, [split.split_fingerprint() for split in loaded.values()]
 
 
 def _make_programs(

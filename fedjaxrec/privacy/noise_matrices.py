@@ -8,9 +8,7 @@ optimal, or a cache file that somebody changed, costs accuracy and not privacy.
 """
 
 import contextlib
-import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Callable
 
@@ -19,7 +17,7 @@ import scipy.signal
 from absl import logging
 
 from fedjaxrec import jax_privacy_bridge
-from fedjaxrec.data import cache
+from fedjaxrec.data import cache, whole_file
 
 
 def buffered_parameters(
@@ -142,12 +140,5 @@ def _load(path: pathlib.Path, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
 def _save(path: pathlib.Path, arrays: tuple[np.ndarray, ...]) -> None:
   """Writes whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.part')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      np.savez(file, *arrays)
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      os.unlink(temporary)
-    raise
+  with whole_file.replacing(path) as file:
+    np.savez(file, *arrays)

@@ -13,7 +13,6 @@ that is killed at any moment loses no run that was done.
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -28,7 +27,10 @@ TABLE = 'benchmark.csv'
 MARKDOWN = 'benchmark.md'
 PAGE = 'benchmark.html'
 TUNING_TABLE = 'tuning.csv'
-_KEYS = {'command', 'datasets', 'protocols', 'runs', 'tune'}
+KIND = run_directory.Kind(
+    'benchmark', BENCHMARK,
+    frozenset({'command', 'datasets', 'protocols', 'runs', 'tune'}),
+    frozenset({RUNS, TRIALS, CHOSEN, TABLE, MARKDOWN, PAGE, TUNING_TABLE}))
 
 
 class Outcome(NamedTuple):
@@ -81,56 +83,6 @@ def chosen_path(
   return pathlib.Path(workdir) / CHOSEN / slug(dataset) / f'{method}.flags'
 
 
-def is_benchmark(workdir: str | os.PathLike[str]) -> bool:
-  """Whether a directory holds the benchmark.json of a benchmark."""
-  try:
-    return _KEYS <= run_directory.read_json(
-        pathlib.Path(workdir) / BENCHMARK).keys()
-  except (FileNotFoundError, ValueError):
-    return False
-
-
-def check_workdir(
-    workdir: str | os.PathLike[str], *, resume: bool, overwrite: bool
-) -> bool:
-  """Checks that a benchmark may use a directory; changes nothing.
-
-  Args:
-    workdir: The benchmark's directory.
-    resume: Continue the benchmark that is there; where there is none, begin it.
-    overwrite: Replace it.
-
-  Returns:
-    Whether there is a benchmark that is to be continued.
-
-  Raises:
-    ValueError: If something else is there, or a benchmark and neither `resume`
-      nor `overwrite` is asked for.
-  """
-  return run_directory.check_workdir(
-      workdir, resume=resume, overwrite=overwrite, is_ours=is_benchmark,
-      what='benchmark')
-
-
-def prepare_workdir(workdir: str | os.PathLike[str]) -> None:
-  """Makes a directory ready for a new benchmark; removes what an old one left.
-
-  benchmark.json goes last: an interrupted removal is known as a benchmark.
-  """
-  workdir = pathlib.Path(workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(
-        f'workdir={str(workdir)!r} cannot be made ({error.strerror}); choose '
-        'another --workdir.') from error
-  if is_benchmark(workdir):
-    for name in (RUNS, TRIALS, CHOSEN):
-      shutil.rmtree(workdir / name, ignore_errors=True)
-    for name in (TABLE, MARKDOWN, PAGE, TUNING_TABLE, BENCHMARK):
-      (workdir / name).unlink(missing_ok=True)
-
-
 def read_benchmark(workdir: str | os.PathLike[str]) -> dict[str, Any]:
   """Reads benchmark.json.
 
@@ -141,10 +93,13 @@ def read_benchmark(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def status_of(folder: pathlib.Path) -> str:
-  """Whether a run is done, diverged, refused, failed or unfinished."""
-  if (folder / run_directory.SUMMARY).is_file():
+  """Whether a run is done, diverged, refused, failed or unfinished.
+
+  By files that are whole: a torn one is as good as none.
+  """
+  if run_directory.is_whole(folder / run_directory.SUMMARY):
     return 'done'
-  if (folder / FAILED).is_file():
+  if run_directory.is_whole(folder / FAILED):
     return run_directory.read_json(folder / FAILED)['status']
   return 'unfinished'
 
@@ -153,7 +108,7 @@ def has_results(
     workdir: str | os.PathLike[str], run: Mapping[str, Any]) -> bool:
   """Whether a run of benchmark.json is over, or a setting of it was tried."""
   where = run['dataset'], run['method']
-  return trial_path(workdir, *where, 0).is_file() or status_of(
+  return run_directory.is_whole(trial_path(workdir, *where, 0)) or status_of(
       run_folder(workdir, *where, run['seed'])) in ('done', 'diverged')
 
 

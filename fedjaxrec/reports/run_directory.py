@@ -1,8 +1,9 @@
 """The run directory: files that are whole or absent, and whose they are.
 
-A JSON file is written beside its place and then moved there, so that a process
-killed at any moment leaves the old one or the new one. `metrics.jsonl` grows by
-whole lines; a half-written last line is dropped when it is read.
+A JSON file is the old one or the new one, whenever a process is killed (see
+`whole_file`). `metrics.jsonl` grows by whole lines; a half-written last line is
+dropped when it is read. What is said of a run's directory holds for those of a
+sweep and a benchmark (`Kind`).
 """
 
 import json
@@ -10,11 +11,13 @@ import math
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
+
+from fedjaxrec.data.whole_file import TEMPORARY_PREFIX, write_text
 
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
@@ -23,9 +26,29 @@ REPORT = 'report.html'
 CHECKPOINTS = 'checkpoints'
 PRIVACY_LEDGER = 'privacy_ledger.jsonl'
 EVENTS_PREFIX = 'events.out.tfevents.'
-_TEMPORARY_PREFIX = '.fedjaxrec-'
-# A config of ours has these, whatever else is added to it.
-_CONFIG_KEYS = {'seed', 'rounds', 'data', 'model'}
+
+
+class Kind(NamedTuple):
+  """A kind of directory that a command leaves behind.
+
+  Attributes:
+    what: What it is called.
+    marker: The JSON file by which it is known.
+    keys: What the marker has, whatever else is added to it.
+    files: Files and folders that are its own, beside the marker.
+    prefixes: What the names of other files of its own begin with.
+  """
+  what: str
+  marker: str
+  keys: frozenset[str]
+  files: frozenset[str]
+  prefixes: tuple[str, ...] = ()
+
+
+RUN = Kind(
+    'run', CONFIG, frozenset({'seed', 'rounds', 'data', 'model'}),
+    frozenset({METRICS, SUMMARY, REPORT, CHECKPOINTS, PRIVACY_LEDGER}),
+    (EVENTS_PREFIX,))
 
 
 def to_plain(value: Any) -> Any:
@@ -41,25 +64,6 @@ def to_plain(value: Any) -> Any:
   if isinstance(value, os.PathLike):
     return os.fspath(value)
   return value
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-  """Writes a text file as a whole, or not at all."""
-  path = pathlib.Path(path)
-  handle, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=path.parent)
-  try:
-    with open(handle, 'w', encoding='utf-8') as file:
-      # mkstemp makes a file for its owner alone; give what open() would.
-      mask = os.umask(0)
-      os.umask(mask)
-      os.chmod(name, 0o666 & ~mask)
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(name, path)
-  except BaseException:
-    pathlib.Path(name).unlink(missing_ok=True)
-    raise
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -98,6 +102,30 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         f'path={str(path)!r} holds a {type(value).__name__}, not a JSON '
         'object; restore it from a copy, or run again with --overwrite.')
   return value
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+  """Whether there is a JSON object: a file that is missing or torn is none."""
+  try:
+    read_json(path)
+  except (FileNotFoundError, ValueError):
+    return False
+  return True
+
+
+def say_damaged(path: str | os.PathLike[str]) -> None:
+  """Warns of a file that is there but not whole, whose work is done again."""
+  if os.path.exists(path) and not is_whole(path):
+    logging.warning(
+        'path=%r is damaged; what it told of is done again.', os.fspath(path))
+
+
+def holds(workdir: str | os.PathLike[str], kind: Kind = RUN) -> bool:
+  """Whether a directory is of a kind, by its marker."""
+  try:
+    return kind.keys <= read_json(pathlib.Path(workdir) / kind.marker).keys()
+  except (FileNotFoundError, ValueError):
+    return False
 
 
 class MetricsLog:
@@ -171,7 +199,7 @@ def truncate_metrics(
 
 def check_workdir(
     workdir: str | os.PathLike[str], *, resume: bool, overwrite: bool,
-    is_ours: Callable[[pathlib.Path], bool] | None = None, what: str = 'run'
+    kind: Kind = RUN
 ) -> bool:
   """Checks that a run may use a directory; changes nothing.
 
@@ -184,8 +212,7 @@ def check_workdir(
     workdir: The run directory.
     resume: Whether to continue the run that is there.
     overwrite: Whether to replace it.
-    is_ours: Whether a directory holds a run; None: by its config.json.
-    what: What a run is called.
+    kind: What kind of directory it is to be.
 
   Returns:
     Whether there is a run that is to be continued.
@@ -198,7 +225,7 @@ def check_workdir(
   if resume and overwrite:
     raise ValueError(
         'resume=True and overwrite=True contradict each other; continue the '
-        f'{what} with --resume or replace it with --overwrite.')
+        f'{kind.what} with --resume or replace it with --overwrite.')
   for parent in (workdir, *workdir.parents):
     if parent.exists():
       if not parent.is_dir():
@@ -212,20 +239,26 @@ def check_workdir(
       break
   if not workdir.exists():
     return False
-  if not (is_ours or _is_run)(workdir):
+  if not holds(workdir, kind):
     # A run that was killed while it began has left temporary files only.
     others = sorted(path.name for path in workdir.iterdir()
-                    if not path.name.startswith(_TEMPORARY_PREFIX))
+                    if not path.name.startswith(TEMPORARY_PREFIX))
+    if kind.marker in others:
+      raise ValueError(
+          f'{name} is not a {kind.what} directory: its {kind.marker} is '
+          f'damaged, or none that a {kind.what} wrote; nothing of it will be '
+          f'touched: restore {kind.marker} from a copy, or choose a new or '
+          'empty --workdir.')
     if others:
       raise ValueError(
-          f'{name} is not a {what} directory, and holds '
+          f'{name} is not a {kind.what} directory, and holds '
           f'{others[0]!r}{" and more" if len(others) > 1 else ""}; nothing of '
           'it will be touched: choose a new or empty --workdir.')
     return False
   if not resume and not overwrite:
     raise ValueError(
-        f'{name} already holds a {what}; continue it with --resume, replace it '
-        'with --overwrite, or choose another --workdir.')
+        f'{name} already holds a {kind.what}; continue it with --resume, '
+        'replace it with --overwrite, or choose another --workdir.')
   return resume
 
 
@@ -234,32 +267,46 @@ def prepare_workdir(
 ) -> bool:
   """Makes a directory ready for a run, or refuses as `check_workdir` does.
 
-  Overwriting removes the files of the old run by name and leaves every other
-  file alone; config.json goes last, so an interrupted removal is still known as
-  a run directory. Write config.json first into a prepared directory, for the
-  same reason.
-
   Args:
     workdir: The run directory; it and its parents are made.
     resume: Whether to continue the run that is there.
-    overwrite: Whether to replace it.
+    overwrite: Whether to replace it, see `make_workdir`.
 
   Returns:
     Whether there is a run that is to be continued.
 
   Raises:
-    ValueError: See `check_workdir`.
+    ValueError: See `check_workdir` and `make_workdir`.
+  """
+  resuming = check_workdir(workdir, resume=resume, overwrite=overwrite)
+  if not resuming:
+    make_workdir(workdir)
+  return resuming
+
+
+def make_workdir(
+    workdir: str | os.PathLike[str], kind: Kind = RUN
+) -> None:
+  """Makes a directory, and removes from it what an old run left.
+
+  Its files are removed by name, links and not what they point to, and every
+  other file is left alone; the marker goes last, so that an interrupted removal
+  is still known for what it is. Write the marker first into a directory that
+  was made, for the same reason. Of a directory that is not of this kind, only
+  what was never finished is removed.
+
+  Raises:
+    ValueError: If the directory cannot be made, or an old file not be removed.
   """
   workdir = pathlib.Path(workdir)
-  resuming = check_workdir(workdir, resume=resume, overwrite=overwrite)
+  name = f'workdir={str(workdir)!r}'
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ValueError(
-        f'workdir={str(workdir)!r} cannot be made ({error.strerror}); choose '
-        'another --workdir.') from error
-  if resuming:
-    return True
+        f'{name} cannot be made ({error.strerror}); choose another '
+        '--workdir.') from error
+  is_ours = holds(workdir, kind)
 
   def remove(matches: Callable[[str], bool]) -> None:
     for path in list(workdir.iterdir()):
@@ -269,16 +316,12 @@ def prepare_workdir(
         else:
           path.unlink()
 
-  ours = {METRICS, SUMMARY, REPORT, CHECKPOINTS, PRIVACY_LEDGER}
-  remove(lambda name: name in ours or name.startswith(
-      (EVENTS_PREFIX, _TEMPORARY_PREFIX)))
-  remove(lambda name: name == CONFIG)
-  return False
-
-
-def _is_run(workdir: pathlib.Path) -> bool:
-  """Whether the directory holds a config.json that a run wrote."""
   try:
-    return _CONFIG_KEYS <= read_json(workdir / CONFIG).keys()
-  except (FileNotFoundError, ValueError):
-    return False
+    remove(lambda name: name.startswith(TEMPORARY_PREFIX))
+    if is_ours:
+      remove(lambda name: name in kind.files or name.startswith(kind.prefixes))
+      remove(lambda name: name == kind.marker)
+  except OSError as error:
+    raise ValueError(
+        f'{name}: {str(error.filename)!r} of the old {kind.what} cannot be '
+        f'removed ({error.strerror}); choose another --workdir.') from error

@@ -11,7 +11,6 @@ sweep that is killed at any moment loses no member that was done.
 
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,7 +24,10 @@ TABLE = 'sweep.csv'
 MARKDOWN = 'sweep.md'
 PLOT = 'sweep.svg'
 PAGE = 'sweep.html'
-_KEYS = {'config', 'grid', 'fields', 'members', 'programs'}
+KIND = run_directory.Kind(
+    'sweep', SWEEP,
+    frozenset({'config', 'grid', 'fields', 'members', 'programs'}),
+    frozenset({MEMBERS, PROGRAMS, TABLE, MARKDOWN, PLOT, PAGE}))
 
 
 class Outcome(NamedTuple):
@@ -65,52 +67,7 @@ def member_folder(
 
 def is_sweep(workdir: str | os.PathLike[str]) -> bool:
   """Whether a directory holds the sweep.json of a sweep."""
-  try:
-    return _KEYS <= run_directory.read_json(
-        pathlib.Path(workdir) / SWEEP).keys()
-  except (FileNotFoundError, ValueError):
-    return False
-
-
-def check_workdir(
-    workdir: str | os.PathLike[str], *, resume: bool, overwrite: bool
-) -> bool:
-  """Checks that a sweep may use a directory; changes nothing.
-
-  Args:
-    workdir: The sweep's directory.
-    resume: Continue the sweep that is there; where there is none, begin it.
-    overwrite: Replace it.
-
-  Returns:
-    Whether there is a sweep that is to be continued.
-
-  Raises:
-    ValueError: If something else is there, or a sweep and neither `resume` nor
-      `overwrite` is asked for.
-  """
-  return run_directory.check_workdir(
-      workdir, resume=resume, overwrite=overwrite, is_ours=is_sweep,
-      what='sweep')
-
-
-def prepare_workdir(workdir: str | os.PathLike[str]) -> None:
-  """Makes a directory ready for a new sweep; removes what an old one left.
-
-  sweep.json goes last, so that an interrupted removal is known as a sweep.
-  """
-  workdir = pathlib.Path(workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(
-        f'workdir={str(workdir)!r} cannot be made ({error.strerror}); choose '
-        'another --workdir.') from error
-  if is_sweep(workdir):
-    for name in (MEMBERS, PROGRAMS):
-      shutil.rmtree(workdir / name, ignore_errors=True)
-    for name in (TABLE, MARKDOWN, PLOT, PAGE, SWEEP):
-      (workdir / name).unlink(missing_ok=True)
+  return run_directory.holds(workdir, KIND)
 
 
 def read_sweep(workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -123,10 +80,14 @@ def read_sweep(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def status_of(folder: pathlib.Path) -> str:
-  """Whether a member is done, diverged or unfinished."""
-  if (folder / run_directory.SUMMARY).is_file():
+  """Whether a member is done, diverged or unfinished.
+
+  By files that are whole: a torn one is as good as none.
+  """
+  if run_directory.is_whole(folder / run_directory.SUMMARY):
     return 'done'
-  return 'diverged' if (folder / DIVERGED).is_file() else 'unfinished'
+  return 'diverged' if run_directory.is_whole(
+      folder / DIVERGED) else 'unfinished'
 
 
 def read_outcomes(

@@ -1,11 +1,11 @@
 """Training arrays in files: what was written, and nothing that was not."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 
-from fedjaxrec.data import memory_map
 from fedjaxrec.data.memory_map import map_training_arrays
 from tests.small_runs import make_interactions
 
@@ -75,6 +75,6 @@ def test_a_folder_that_cannot_be_written_leaves_the_arrays(tmp_path, caplog):
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
   def fail(*_):
     raise OSError('no room')
-  monkeypatch.setattr(memory_map.os, 'fsync', fail)
+  monkeypatch.setattr(os, 'fsync', fail)
   assert map_training_arrays(TRAIN, tmp_path)[0] is TRAIN.items
   assert files(tmp_path) == []

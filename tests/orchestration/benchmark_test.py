@@ -206,6 +206,56 @@ def test_clients_train_alone_once_for_all_protocols(folder, monkeypatch):
   assert len(calls) == 1
 
 
+def test_a_run_builds_one_evaluator_for_each_question(folder, monkeypatch):
+  made = []
+  for module in (experiment, benchmark_runs):
+    original = module.make_evaluator
+    monkeypatch.setattr(module, 'make_evaluator', lambda *args, make=original: (
+        made.append(args[0].evaluation.protocol), make(*args))[1])
+  assert run(folder, folder / 'evaluators', '--benchmark.methods=small',
+             '--benchmark.seeds=0') == 0
+  # The run's own; the other protocol; and permuted, by both.
+  assert sorted(made) == ['full', 'full', 'sampled-99', 'sampled-99']
+
+
+def test_torn_files_cost_the_runs_that_they_told_of_and_no_other(
+    done, folder, tmp_path, monkeypatch, caplog):
+  workdir = shutil.copytree(done[0], tmp_path / 'w')
+  torn = next((workdir / 'runs').rglob('ease/1/summary.json'))
+  before = rows_of(workdir)
+  torn.write_text(torn.read_text()[:100])
+  made = []
+  original = benchmark_runs.run_method
+  monkeypatch.setattr(
+      benchmark_runs, 'run_method', lambda method, *rest: (made.append(
+          (method.name, method.config.seed)), original(method, *rest)))
+  assert run(folder, workdir, '--benchmark.methods=popularity,ease',
+             '--benchmark.seeds=0,1', '--resume') == 0
+  assert made == [('ease', 1)]
+  assert 'summary.json' in caplog.text and 'damaged' in caplog.text
+  assert {key: row['value'] for key, row in rows_of(workdir).items()} == {
+      key: row['value'] for key, row in before.items()}
+
+
+def test_a_file_that_a_method_lacks_is_a_refusal_and_no_defect(
+    folder, monkeypatch):
+  def run_method(method, *_):
+    benchmark_methods.open_presets('/no/such/folder')
+
+  workdir = folder / 'lacks'
+  with monkeypatch.context() as patch:
+    patch.setattr(benchmark_runs, 'run_method', run_method)
+    patch.setattr(benchmark_runs, 'validate', run_method)
+    for name, more in (('lacks', []), ('tuned-lacks', ['--benchmark.tune=1'])):
+      assert run(folder, folder / name, '--benchmark.methods=popularity',
+                 '--benchmark.seeds=0', *more) == 1
+  assert 'seed 0: refused: benchmark.presets' in (
+      workdir / 'benchmark.md').read_text()
+  trial = json.loads(next((folder / 'tuned-lacks').rglob('000.json'))
+                     .read_text())
+  assert trial['status'] == 'refused'
+
+
 def test_what_fails_is_recorded_and_the_others_go_on(folder, monkeypatch):
   original = benchmark_runs.run_method
 
@@ -296,6 +346,46 @@ class TestTuning:
     assert len(tried) == 1 and tried[0] in (1, 1e6)
     assert path.is_file()
 
+  def test_a_torn_trial_is_tried_again(
+      self, tuned, folder, tmp_path, monkeypatch, caplog):
+    workdir = shutil.copytree(tuned, tmp_path / 'w')
+    path = next((workdir / 'trials').rglob('ease/001.json'))
+    whole = json.loads(path.read_text())
+    path.write_text(path.read_text()[:20])
+    tried = []
+    original = benchmark_runs.validate
+    monkeypatch.setattr(
+        benchmark_runs, 'validate', lambda method, *rest: tried.append(
+            method.settings.ease.l2) or original(method, *rest))
+    assert run(folder, workdir, '--benchmark.methods=ease', '--resume',
+               '--benchmark.tune=3') == 0
+    assert tried == [whole['values']['ease.l2']]
+    assert '001.json' in caplog.text
+    assert json.loads(path.read_text())['ndcg@10'] == whole['ndcg@10']
+
+  def test_trials_under_privacy_are_warned_of_once_a_method(
+      self, folder, tmp_path, monkeypatch, caplog):
+    presets = shutil.copytree(folder / 'presets', tmp_path / 'presets')
+    for name, lines in {
+        'central': ['--privacy.epsilon=3', '--privacy.l2_clip_norm=1',
+                    '--cohort.sampler=poisson'],
+        'local': ['--local_privacy.mechanism=gaussian',
+                  '--local_privacy.epsilon=1']}.items():
+      (presets / 'default' / f'{name}.flags').write_text(
+          '\n'.join([*METHODS['small'], '--cohort.size=10', *lines]) + '\n')
+    with open(presets / 'search_space.txt', 'a') as file:
+      file.write('central: rounds=2,3\nlocal:\n')
+    (tmp_path / 'mine.csv').symlink_to(folder / 'mine.csv')
+    monkeypatch.setattr(benchmark_runs, 'validate', lambda *_: 0.5)
+    assert run(tmp_path, tmp_path / 'w', '--benchmark.tune=2',
+               '--benchmark.methods=small,ease,central,local') == 0
+    said = [record.getMessage() for record in caplog.records
+            if 'ledger' in record.getMessage()]
+    assert len(said) == 2
+    for text, name, number in zip(said, ('central', 'local'), (2, 1)):
+      assert text.startswith(f'{name}: ') and f' {number} settings' in text
+      assert 'no ledger records' in text and 'validation' in text
+
   def test_another_budget_is_refused(self, tuned, folder, capsys):
     assert run(folder, tuned, '--benchmark.methods=ease', '--resume',
                '--benchmark.tune=2') == 2
@@ -367,8 +457,8 @@ class TestTuning:
 def test_a_sum_on_the_host_is_counted_as_train_counts_it(folder, tmp_path):
   (tmp_path / 'presets' / 'default').mkdir(parents=True)
   (tmp_path / 'presets' / 'default' / 'masked.flags').write_text('\n'.join([
-      *METHODS['small'], '--secure.level=masked', '--secure.l2_clip_norm=1',
-      '--evaluation.local_only=false']) + '\n')
+      *METHODS['small'][1:], '--secure.level=masked',
+      '--secure.l2_clip_norm=1', '--evaluation.local_only=false']) + '\n')
   (tmp_path / 'mine.csv').symlink_to(folder / 'mine.csv')
   assert run(tmp_path, tmp_path / 'w', '--benchmark.methods=masked',
              '--benchmark.seeds=0', '--benchmark.protocols=full') == 0

@@ -1,17 +1,21 @@
 """One small sweep, whole: run, interrupted, resumed, and what it leaves."""
 
 import csv
+import dataclasses
 import json
 import pathlib
+import shutil
+import types
 
 import numpy as np
 import pytest
 
 from fedjaxrec import cli
 from fedjaxrec import config as config_lib
-from fedjaxrec.orchestration import experiment, study_runs
+from fedjaxrec.orchestration import experiment, secure, study_runs
+from fedjaxrec.orchestration import sweep as sweep_lib
 from fedjaxrec.reports import run_directory, sweep_directory
-from tests.small_runs import read_lines
+from tests.small_runs import make_config, read_lines, snapshot
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PRESET = ROOT / 'scripts' / 'quick_sweep.flags'
@@ -181,6 +185,93 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_a_diverged_member_alone(
   assert again['test'] == read(members(workdir)[0])['test']
 
 
+def test_a_member_says_of_secure_sums_what_train_says(tmp_path, monkeypatch):
+  config = make_config({'secure.level': 'ideal', 'secure.bits': 16})
+  alone = experiment.build(config)
+  job = study_runs.make_job(config, alone.split, tmp_path)
+  seen = []
+
+  def summarise(run, *_):
+    seen.append(secure.describe(
+        run.secure, run.split, alone.simulation, lines))
+    raise KeyboardInterrupt
+
+  lines = [{'reported': 10, 'rejected': 1}, {'reported': 0, 'rejected': 0}]
+  monkeypatch.setattr(experiment, 'summarise', summarise)
+  program = study_runs._Program(
+      [job], types.SimpleNamespace(members=[None]), [None], {})
+  with pytest.raises(KeyboardInterrupt):
+    study_runs._finish(program, 0, None, 0.0, 0.0, study_runs.DEFAULTS)
+  assert seen == [secure.describe(
+      alone.secure, alone.split, alone.simulation, lines)]
+  assert seen[0]['bits'] == 16 and seen[0]['level'] == 'ideal'
+
+
+def test_a_member_with_a_torn_summary_is_made_again_and_no_other(
+    done, tmp_path, monkeypatch, caplog):
+  workdir = shutil.copytree(done, tmp_path / 'sweep')
+  torn = members(workdir)[1] / 'summary.json'
+  torn.write_text(torn.read_text()[:200])
+  others = {folder: (folder / 'summary.json').read_bytes()
+            for folder in members(workdir) if folder != torn.parent}
+  finished = []
+  original = study_runs._finish
+  monkeypatch.setattr(study_runs, '_finish', lambda program, index, *rest: (
+      finished.append(index), original(program, index, *rest)))
+  assert sweep(workdir, '--resume') == 0
+  assert finished == [1]
+  assert str(torn) in caplog.text and 'damaged' in caplog.text
+  assert others == {folder: (folder / 'summary.json').read_bytes()
+                    for folder in others}
+  for part in ('test', 'controls'):
+    assert read(torn.parent)[part] == read(members(done)[1])[part]
+
+
+def test_other_data_are_no_continuation(
+    done, tmp_path, capsys, monkeypatch):
+  load = experiment.load_data
+  monkeypatch.setattr(sweep_lib.experiment, 'load_data', lambda config: load(
+      dataclasses.replace(config, split=dataclasses.replace(
+          config.split, name='global_time'))))
+  assert sweep(done, '--resume') == 2
+  assert 'a sweep on other data' in capsys.readouterr().err
+  # One of an earlier version has not said what its data were.
+  old = shutil.copytree(done, tmp_path / 'old')
+  found = read(old, 'sweep.json')
+  assert len(found.pop('data')) == 1  # The preset's seeds share them.
+  run_directory.write_json(old / 'sweep.json', found)
+  assert sweep(old, '--resume') == 0
+
+
+def test_what_a_later_program_refuses_is_refused_before_the_first_runs(
+    tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(
+      study_runs, 'run_program', lambda *_: pytest.fail('it ran'))
+  flags = ['--data.source=synthetic', '--synthetic.num_users=40',
+           '--synthetic.num_items=60', '--synthetic.mean_interactions=10',
+           '--cohort.size=10', '--cohort.sampler=poisson',
+           '--privacy.delta=1e-3', '--privacy.noise_multiplier=1',
+           '--privacy.l2_clip_norm=1']
+  assert sweep(tmp_path / 'x', *flags,
+               '--sweep.grid=privacy.head_items=0,70') == 2
+  assert 'privacy.head_items=70' in capsys.readouterr().err
+  assert not (tmp_path / 'x').exists()
+
+
+def test_a_torn_sweep_file_is_named_with_the_way_out(done, tmp_path, capsys):
+  workdir = shutil.copytree(done, tmp_path / 'sweep')
+  text = (workdir / 'sweep.json').read_text()
+  (workdir / 'sweep.json').write_text(text[:-20])
+  before = snapshot(workdir)
+  for flag in ('--resume', '--overwrite'):
+    assert sweep(workdir, flag) == 2
+    error = capsys.readouterr().err
+    assert 'its sweep.json is damaged' in error and error.count('\n') == 1
+  assert snapshot(workdir) == before
+  (workdir / 'sweep.json').write_text(text)
+  assert sweep(workdir, '--resume') == 0
+
+
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['--resume', '--sweep.seeds=0-3'], 'other settings or seeds'),
     (['--resume', '--sweep.grid=server.learning_rate=0.1,0.2'],
@@ -211,7 +302,16 @@ def test_a_run_directory_is_no_place_for_a_sweep(done, capsys):
     (['--cohort.size=10', '--secure.level=masked', '--sweep.seeds=0,1'],
      'secure.level=masked'),
     (['--cohort.size=10', '--engine.data=host', '--sweep.seeds=0,1'],
-     'engine.data=host')])
+     'engine.data=host'),
+    # What a study would leave out without a word.
+    (['--cohort.size=10', '--secure.level=ideal', '--secure.rows=union',
+      '--sweep.seeds=0,1'], 'secure.rows=union'),
+    (['--cohort.size=10', '--secure.level=ideal', '--sweep.seeds=0,1',
+      '--secure.noise=skellam', '--privacy.noise_multiplier=1',
+      '--privacy.l2_clip_norm=1', '--privacy.delta=1e-3'],
+     'secure.noise=skellam'),
+    (['--cohort.size=10', '--model.name=two_tower', '--sweep.seeds=0,1',
+      '--data.item_features=x.npy'], 'model.name=two_tower')])
 def test_what_the_data_or_the_devices_do_not_allow_is_refused_at_once(
     tmp_path, capsys, arguments, message):
   flags = ['--data.source=synthetic', '--synthetic.num_users=40',

@@ -6,6 +6,7 @@ import io
 import math
 
 import pytest
+import rich.console
 
 from fedjaxrec.reports import (
   benchmark_directory,
@@ -171,6 +172,17 @@ def test_the_page_is_whole_and_escapes(tmp_path):
     assert f'id="{what}"' in page
 
 
+def test_what_is_printed_is_printed_as_it_is():
+  outcomes = [o._replace(dataset='csv:[b]x.csv') for o in OUTCOMES]
+  outcomes[-2] = outcomes[-2]._replace(message='ids [num_users] or [/]')
+  stream = io.StringIO()
+  benchmark_table.print_results(
+      outcomes, rich.console.Console(file=stream, width=250))
+  text = stream.getvalue()
+  assert 'csv:[b]x.csv' in text.splitlines()[0]
+  assert 'diverged: ids [num_users] or [/]' in text
+
+
 def test_figures_of_nothing_are_none():
   assert benchmark_figures.by_method([], 'small', 'full', 'ndcg@10', '') is None
   assert benchmark_figures.popularity([], 'small') is None
@@ -191,7 +203,8 @@ def test_a_page_and_tables_of_a_benchmark_that_has_just_begun():
 class TestDirectory:
 
   def test_only_its_own_files_are_removed(self, tmp_path):
-    benchmark_directory.prepare_workdir(tmp_path)
+    kind = benchmark_directory.KIND
+    run_directory.make_workdir(tmp_path, kind)
     run_directory.write_json(tmp_path / 'benchmark.json', {
         'command': 'benchmark', 'datasets': {}, 'protocols': [], 'runs': [],
         'tune': 0})
@@ -200,11 +213,11 @@ class TestDirectory:
     folder.mkdir(parents=True)
     assert folder.relative_to(tmp_path).parts == (
         'runs', 'csv-a-b.csv', 'x', '3')
-    assert benchmark_directory.is_benchmark(tmp_path)
+    assert run_directory.holds(tmp_path, kind)
     with pytest.raises(ValueError, match='--resume'):
-      benchmark_directory.check_workdir(
-          tmp_path, resume=False, overwrite=False)
-    benchmark_directory.prepare_workdir(tmp_path)
+      run_directory.check_workdir(
+          tmp_path, resume=False, overwrite=False, kind=kind)
+    run_directory.make_workdir(tmp_path, kind)
     assert [path.name for path in tmp_path.iterdir()] == ['notes.txt']
 
   def test_a_run_is_done_with_its_summary_and_failed_by_what_is_said(
@@ -213,5 +226,9 @@ class TestDirectory:
     run_directory.write_json(
         tmp_path / 'failed.json', {'status': 'refused', 'message': 'no'})
     assert benchmark_directory.status_of(tmp_path) == 'refused'
+    (tmp_path / 'summary.json').write_text('{"test": {"pro')
+    assert benchmark_directory.status_of(tmp_path) == 'refused'
+    (tmp_path / 'failed.json').write_text('{"sta')
+    assert benchmark_directory.status_of(tmp_path) == 'unfinished'
     run_directory.write_json(tmp_path / 'summary.json', {})
     assert benchmark_directory.status_of(tmp_path) == 'done'

@@ -2,12 +2,17 @@
 
 import json
 import os
+import pathlib
 import stat
 
 import numpy as np
 import pytest
 
-from fedjaxrec.reports import run_directory
+from fedjaxrec.reports import (
+  benchmark_directory,
+  run_directory,
+  sweep_directory,
+)
 
 CONFIG = {'seed': 0, 'rounds': 3, 'data': {}, 'model': {}}
 
@@ -76,6 +81,19 @@ class TestJson:
       run_directory.read_json(tmp_path / 'summary.json')
 
 
+  def test_a_torn_file_is_not_whole_and_is_warned_of(self, tmp_path, caplog):
+    path = tmp_path / 'a.json'
+    run_directory.say_damaged(path)
+    assert not run_directory.is_whole(path)
+    run_directory.write_json(path, {'a': [1, 2]})
+    run_directory.say_damaged(path)
+    assert run_directory.is_whole(path) and not caplog.text
+    path.write_text(path.read_text()[:-4])
+    assert not run_directory.is_whole(path)
+    run_directory.say_damaged(path)
+    assert 'a.json' in caplog.text and 'damaged' in caplog.text
+
+
 class TestMetrics:
 
   def write(self, folder, rounds):
@@ -116,6 +134,71 @@ class TestMetrics:
     self.write(tmp_path, [2, 3])
     with pytest.raises(ValueError, match='metrics.jsonl.*line 2'):
       run_directory.read_metrics(tmp_path)
+
+
+KINDS = {'run': run_directory.RUN, 'sweep': sweep_directory.KIND,
+         'benchmark': benchmark_directory.KIND}
+
+
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+class TestKinds:
+
+  def make(self, folder, kind):
+    run_directory.make_workdir(folder, kind)
+    run_directory.write_json(folder / kind.marker, dict.fromkeys(kind.keys))
+    for name in kind.files:
+      (folder / name).write_text('old')
+
+  def test_each_is_known_made_and_emptied(self, tmp_path, kind):
+    folder = tmp_path / 'a' / 'b'
+    self.make(folder, kind)
+    assert [name for name, other in KINDS.items()
+            if run_directory.holds(folder, other)] == [kind.what]
+    (folder / 'notes.txt').write_text('mine')
+    (folder / '.fedjaxrec-abc').write_text('of one that was killed')
+    run_directory.make_workdir(folder, kind)
+    assert names(folder) == ['notes.txt']
+
+  def test_a_linked_folder_is_unlinked_and_not_emptied(self, tmp_path, kind):
+    self.make(tmp_path / 'here', kind)
+    (tmp_path / 'far' / '0').mkdir(parents=True)
+    name = min(kind.files)
+    (tmp_path / 'here' / name).unlink()
+    (tmp_path / 'here' / name).symlink_to(tmp_path / 'far')
+    run_directory.make_workdir(tmp_path / 'here', kind)
+    # Nothing of the old one may be taken for the new one's.
+    assert names(tmp_path / 'here') == []
+    assert names(tmp_path / 'far') == ['0']
+
+  def test_what_is_none_of_ours_loses_nothing(self, tmp_path, kind):
+    (tmp_path / min(kind.files)).write_text('mine')
+    run_directory.make_workdir(tmp_path, kind)
+    assert names(tmp_path) == [min(kind.files)]
+
+  def test_a_torn_marker_is_named_with_the_way_out(self, tmp_path, kind):
+    self.make(tmp_path, kind)
+    text = (tmp_path / kind.marker).read_text()
+    (tmp_path / kind.marker).write_text(text[:-5])
+    before = names(tmp_path)
+    for flags in ({'resume': True}, {'overwrite': True}):
+      with pytest.raises(ValueError, match=f'not a {kind.what} directory: its '
+                         f'{kind.marker} is damaged.*from a copy'):
+        run_directory.check_workdir(
+            tmp_path, **{'resume': False, 'overwrite': False} | flags,
+            kind=kind)
+    assert names(tmp_path) == before
+
+  def test_an_old_file_that_cannot_be_removed_is_named(
+      self, tmp_path, kind, monkeypatch):
+    self.make(tmp_path, kind)
+
+    def refuse(path):
+      raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(pathlib.Path, 'unlink', refuse)
+    with pytest.raises(ValueError, match='cannot be removed .Permission'):
+      run_directory.make_workdir(tmp_path, kind)
+    assert run_directory.holds(tmp_path, kind)  # The marker goes last.
 
 
 class TestWorkdir:
