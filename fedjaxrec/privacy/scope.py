@@ -1,5 +1,6 @@
 """What a guarantee cannot be given for, and what it leaves out."""
 
+from fedjaxrec.algorithms.travels import with_the_server
 from fedjaxrec.config import Config
 
 
@@ -41,11 +42,10 @@ def start_uncovered(config: Config) -> list[str]:
 
 def what_is_uncovered(config: Config, num_clients: int) -> list[str]:
   """What the epsilon of a run says nothing about, in words for the report."""
-  privacy = config.privacy
-  where = 'stay on the device'
-  if config.algorithm.name == 'metamf':
-    where = ('are with the server (algorithm.name=metamf), which the guarantee '
-             'is not against')
+  privacy, name = config.privacy, config.algorithm.name
+  where = with_the_server(name, secure=config.secure.is_on)
+  where = (f'{where} (algorithm.name={name}), and the guarantee is not against '
+           'the server' if where else 'stay on the device')
   found = [
       'Personal parameters: each depends on its own client without noise. They '
       f'{where}; towards the others the guarantee is joint differential '

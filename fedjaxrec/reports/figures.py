@@ -179,16 +179,24 @@ def format_bytes(value: Any) -> str:
   return f'{size:.0f} {unit}' if unit == 'B' else f'{size:.3g} {unit}'
 
 
-def communication(traffic: Mapping[str, Any]) -> Figure | None:
-  """What a client sends and receives a round, and what a dense upload costs."""
+def communication(traffic: Mapping[str, Any], rows: str = '') -> Figure | None:
+  """What a client sends and receives a round, and what a dense upload costs.
+
+  Args:
+    traffic: The section `communication` of summary.json.
+    rows: What the messages are about; see `travels`.
+  """
+  about = f', {rows}' if rows else ''
+  packed = (', compressed'
+            if 'uncompressed_uplink_bytes_per_client' in traffic else '')
   bars = [
       (label, tables.number(traffic.get(key)), colour)
       for label, key, colour in (
           ('Upload of the whole table', 'dense_uplink_bytes_per_client',
            'popularity'),
-          ('Download, touched rows', 'downlink_bytes_per_client',
-           'aggregated'),
-          ('Upload, touched rows', 'uplink_bytes_per_client', 'personalised'))]
+          (f'Download{about}', 'downlink_bytes_per_client', 'aggregated'),
+          (f'Upload{about}{packed}', 'uplink_bytes_per_client',
+           'personalised'))]
   bars = [bar for bar in bars if bar[1] is not None]
   if not bars:
     return None

@@ -10,6 +10,7 @@ import rich.text
 
 from fedjaxrec.reports import privacy as privacy_lib
 from fedjaxrec.reports import secure as secure_lib
+from fedjaxrec.reports import travels
 
 METRICS = {
     'hit_rate@10': 'HR@10',
@@ -43,8 +44,7 @@ _ROWS = (
      "The server's model with the average of the personal parameters: what a "
      'user without parameters of their own would get.'),
     ('test', 'personalised', 'Federated (personalised)',
-     "The server's model with each client's own personal parameters, which "
-     'never left the client.'),
+     "The server's model with each client's own personal parameters"),
     ('test', 'finetuned', 'Federated (fine-tuned)',
      'Each client after personalization.finetune_steps more steps on its own '
      'copy of the model.'),
@@ -56,6 +56,9 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[Row]:
   rows = []
   for section, key, label, meaning in _ROWS:
     metrics = (summary.get(section) or {}).get(key)
+    if key == 'personalised':
+      where = travels.words_of(summary).personal
+      meaning += f', which {where}.' if where else '.'
     if metrics:
       rows.append(Row(key, label, meaning, metrics))
   return rows
