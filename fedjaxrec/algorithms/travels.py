@@ -52,9 +52,9 @@ TRAVELS = {
     'fomaml': _START,
     'perfedavg': _START,
     'metamf': Travels(
-        TOUCHED, "A client receives the vectors that the server generates from "
-        "its user vector, of the rows that its examples touch, and sends the "
-        "gradient of its loss by them",
+        TOUCHED, 'A client receives the vectors that the server generates from '
+        'its user vector, of the rows that its examples touch, and sends the '
+        'gradient of its loss by them',
         'are with the server, which keeps the vector of every user'),
     'ials': Travels(
         OWN, f"{_OWN}, and sends for each of these rows a statistic that holds "
@@ -82,8 +82,8 @@ TRAVELS = {
         ALL, "A client receives the global item table and the mean of its "
         "neighbours', and sends its own whole table", _TO_THE_SERVER),
     'cofedrec': Travels(
-        ALL, "A client receives the clusters of the items and a whole item "
-        "table, and sends its own whole table", _TO_THE_SERVER),
+        ALL, 'A client receives the clusters of the items and a whole item '
+        'table, and sends its own whole table', _TO_THE_SERVER),
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedjaxrec.data import whole_file
 from fedjaxrec.reports import adaptation as adaptation_lib
-from fedjaxrec.reports import figures, run_directory, tables
+from fedjaxrec.reports import figures, run_directory, tables, travels
 from fedjaxrec.reports import privacy as privacy_lib
 from fedjaxrec.reports import secure as secure_lib
 from fedjaxrec.reports.page import escape as _escape
@@ -75,10 +75,10 @@ def render_report(
       _training(summary, lines, plots),
       _groups(summary, plots),
       _adaptation(summary, plots),
-      _traffic(summary, plots),
+      _traffic(summary, config, plots),
       _secure(summary),
       _facts(summary),
-      _notes(summary),
+      _notes(summary, config),
       _configuration(config, summary),
   ))
   name = (summary.get('data') or {}).get('name', 'run')
@@ -267,20 +267,19 @@ def _adaptation(
 
 
 def _traffic(
-    summary: Mapping[str, Any], plots: dict[str, figures.Figure]
+    summary: Mapping[str, Any], config: Mapping[str, Any],
+    plots: dict[str, figures.Figure]
 ) -> str:
   traffic = summary.get('communication') or {}
   total = figures.format_bytes(traffic.get('total_bytes'))
-  what = ('A client receives and sends only the rows of the item table that '
-          'its examples touch')
-  if summary.get('secure'):
-    what = ('Under a secure sum a client receives and sends all rows that '
-            'travel, whichever its examples touch')
+  words = travels.words_of(summary, config)
+  personal = (f' Its personal parameters {words.personal}.'
+              if words.personal else '')
   return _section(
       'What travels',
-      f'<p>{what}; personal parameters never leave it. Bytes moved by the '
-      f'whole run: {total}.</p>\n',
-      _plot(plots, 'traffic', figures.communication(traffic),
+      f'<p>{_escape(words.moves + personal)} Bytes moved by the whole run: '
+      f'{total}.</p>\n',
+      _plot(plots, 'traffic', figures.communication(traffic, words.rows),
             'This run did not count bytes.', size='short'))
 
 
@@ -343,12 +342,15 @@ def _privacy(summary: Mapping[str, Any]) -> str:
   return _section('Privacy', f'<div class="card"><dl>\n{rows}</dl></div>\n')
 
 
-def _notes(summary: Mapping[str, Any]) -> str:
+def _notes(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
   privacy = summary.get('privacy')
   if privacy is None:
+    reveals = ('the rows that it uploads are those of its items'
+               if travels.words_of(summary, config).names_items
+               else 'what it uploads can reveal them')
     guarantee = ('Privacy: none. No noise was added and no guarantee is '
-                 'claimed; interactions stay on the client, but what it '
-                 'uploads can reveal them.')
+                 'claimed; the list of interactions stays on the client, but '
+                 f'{reveals}.')
   else:
     guarantee = 'Privacy: see the section Privacy above.'
   meanings = ''.join(f'<dt>{row.label}</dt><dd>{_escape(row.meaning)}</dd>\n'

@@ -116,6 +116,7 @@ def test_a_guarantee_says_what_the_server_has(name):
     extra['client'] = config_lib.ClientConfig(steps=1)
   if name == 'dpals':
     extra['privacy'] = config_lib.PrivacyConfig(l2_clip_norm=1.0)
+    extra['cohort'] = config_lib.CohortConfig(size=0, sampler='uniform')
   said = scope.what_is_uncovered(Config(
       algorithm=config_lib.AlgorithmConfig(name=name),
       model=config_lib.ModelConfig(name=model), **extra), 100)[0]
