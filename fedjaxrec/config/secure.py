@@ -34,7 +34,8 @@ class SecureConfig:
     rows: How the rows that a client touched stay hidden: dense (the whole table
       travels), union (a secure sum finds the union of the cohort's rows, and
       the table restricted to it travels: the server learns the union) or chosen
-      (the rows of privacy.head_items travel and no others).
+      (the rows of privacy.head_items travel and no others; with
+      privacy.head_source=private a noisy secure sum chooses them).
     noise: Noise that the clients add inside the ring, so that the sum is
       private without a trusted server: none, skellam or discrete_gaussian, with
       the privacy section's noise multiplier.
@@ -221,8 +222,7 @@ def _check_noise(secure: SecureConfig, privacy: Any) -> None:
         'privacy.noise_multiplier or privacy.epsilon says; give one.')
   for field, wanted in (
       ('mechanism', 'gaussian'), ('clipping', 'fixed'),
-      ('deployment_cohort', 0), ('release_counts', False),
-      ('head_source', 'public')):
+      ('deployment_cohort', 0), ('release_counts', False)):
     value = getattr(privacy, field)
     if value != wanted:
       raise ValueError(

@@ -22,6 +22,11 @@ from fedjaxrec.data.splits import Split
 from fedjaxrec.orchestration import secure_account
 from fedjaxrec.orchestration.head_rows import top_rows
 from fedjaxrec.orchestration.private_runs import PrivateRun
+from fedjaxrec.orchestration.secure_head import (
+  HeadChoice,
+  calibrate_head,
+  choose_head,
+)
 from fedjaxrec.orchestration.secure_sums import (
   SecureSums,
   choose_for,
@@ -56,11 +61,14 @@ class SecureRun(NamedTuple):
     open_rows: bool [num_items]: the only rows that travel; None: all.
     sums: Who sums on the host; None where the compiled round does.
     private: What the clients' noise guarantees, with secure.noise.
+    head: The choice of rows by a sum of its own, with
+      privacy.head_source=private.
   """
   config: Config
   open_rows: np.ndarray | None
   sums: SecureSums | None
   private: PrivateRun | None
+  head: HeadChoice | None = None
 
 
 def prepare(
@@ -82,6 +90,8 @@ def prepare(
   if not config.secure.is_on:
     return None
   private = None
+  if config.privacy.head_source == 'private' and open_rows is None:
+    return _prepare_private_head(config, train, num_items)
   if open_rows is None:
     # Popularity that is declared to be public.
     open_rows = top_rows(
@@ -89,13 +99,34 @@ def prepare(
         lambda: np.bincount(train.items, minlength=num_items))
   if config.secure.noise != 'none':
     plan = calibrate_noise(config, train.counts, num_items, open_rows)
-    config = dataclasses.replace(config, privacy=dataclasses.replace(
-        config.privacy, epsilon=0.0,
-        noise_multiplier=plan.noise.noise_multiplier))
+    config = with_noise(config, plan.noise.noise_multiplier)
     private = PrivateRun(plan, config, None, open_rows)
   return SecureRun(
       config, open_rows, open_sums(config, train.counts, num_items, open_rows),
       private)
+
+
+def _prepare_private_head(
+    config: Config, train: Interactions, num_items: int
+) -> SecureRun:
+  """As `prepare`; a noisy sum of its own chooses the rows."""
+  # How many rows travel is known before it is known which they are.
+  wanted = np.arange(num_items) < config.privacy.head_items
+  plan = calibrate_noise(config, train.counts, num_items, wanted)
+  assert plan.head is not None  # The config asks for it.
+  head = choose_head(config, plan.head, train)
+  calibrated = with_noise(config, plan.noise.noise_multiplier)
+  return SecureRun(
+      calibrated, head.open_rows,
+      open_sums(calibrated, train.counts, num_items, head.open_rows),
+      PrivateRun(plan, calibrated, None, head.open_rows), head)
+
+
+def with_noise(config: Config, noise_multiplier: float) -> Config:
+  """The config with the noise in place of the budget, its rows chosen."""
+  return dataclasses.replace(config, privacy=dataclasses.replace(
+      config.privacy, epsilon=0.0, noise_multiplier=noise_multiplier,
+      head_source='public'))
 
 
 def expected_cohort(config: Config, num_examples: np.ndarray) -> int:
@@ -195,17 +226,20 @@ def calibrate_noise(
           privacy.item_clip_norm, privacy.shared_clip_norm),
       scale=1e6, dimension=message_size(config, num_items, open_rows),
       min_survivors=secure.survivor_threshold(cohort))
+  head = None
+  if privacy.head_source == 'private':
+    head = calibrate_head(config, num_clients, num_items, delta)
   if privacy.epsilon:
     noise = distributed.calibrate_distributed(
         noise, privacy.epsilon, bits=secure.bits or 16, max_cohort=max_cohort,
-        sampling_prob=1.0, rounds=max(1, totals[-1]), delta=delta)
-    config = dataclasses.replace(config, privacy=dataclasses.replace(
-        privacy, epsilon=0.0, noise_multiplier=noise.noise_multiplier))
+        sampling_prob=1.0, rounds=max(1, totals[-1]), delta=delta,
+        others=[head] if head else [])
+    config = with_noise(config, noise.noise_multiplier)
   ring = open_ring(config, num_examples, num_items, open_rows)
   return make_distributed_plan(
       dataclasses.replace(config, privacy=privacy),
       dataclasses.replace(noise, scale=ring.scale), num_clients, cohort, totals,
-      delta)
+      delta, head)
 
 
 def count_participations(
@@ -275,7 +309,7 @@ def describe(
     simulation: Its compiled rounds.
     lines: Of metrics.jsonl, of the whole run.
   """
-  config, open_rows, sums, _ = run
+  config, open_rows, sums, _, head = run
   accounts = [line[secure_account.FIELD] for line in lines
               if secure_account.FIELD in line]
   totals = secure_account.add_up(accounts)
@@ -317,6 +351,12 @@ def describe(
       'server_learns': exposure.what_the_server_learns(
           secure.level, secure.rows),
   }
+  if head is not None:
+    section['head_sum'] = head.account
+    section['server_learns'] += (
+        ' Before the first round: the popularity of all items, summed over all '
+        'clients with the noise that they added to it, by which the rows that '
+        'travel are chosen.')
   up, down = float(payload.up), float(payload.down)
   if sums is not None:
     rejected += collections.Counter(totals.rejected)
@@ -356,9 +396,10 @@ def count_upload(
             + traffic['downlink_bytes_per_client'])
   up, down = (
       secure[f'{way}_bytes_per_client'] for way in ('uplink', 'downlink'))
+  head = secure.get('head_sum', {})
   return traffic | {
       'uplink_bytes_per_client': up, 'downlink_bytes_per_client': down,
-      'sparse_uplink_bytes_per_client': traffic['uplink_bytes_per_client'],
       # Where it was measured, with all that aborted rounds moved.
       'total_bytes': secure.get(
-          'total_bytes', traffic['total_bytes'] / before * (up + down))}
+          'total_bytes', traffic['total_bytes'] / before * (up + down)) + (
+              head.get('uplink_bytes', 0) + head.get('downlink_bytes', 0))}

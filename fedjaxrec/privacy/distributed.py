@@ -7,7 +7,7 @@ more or less; the unit of privacy is the client.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.special
@@ -53,7 +53,8 @@ def sampled_rdp(order: int, sampling_prob: float, rdp: Rdp) -> float:
 
 
 def distributed_epsilon(
-    noise: DistributedNoise, *, sampling_prob: float, rounds: int, delta: float
+    noise: DistributedNoise, *, sampling_prob: float, rounds: int, delta: float,
+    others: Sequence[DistributedNoise] = ()
 ) -> float:
   """Epsilon of all rounds against a server that sees the noisy sums.
 
@@ -69,14 +70,17 @@ def distributed_epsilon(
     sampling_prob: Poisson chance of a client to be in a round, in (0, 1].
     rounds: Sums that are released.
     delta: The delta, in (0, 1).
+    others: Noises of further sums that are released once, without sampling.
 
   Raises:
     ValueError: For values out of range.
   """
   _check(sampling_prob, rounds, delta)
-  rdp = [rounds * sampled_rdp(
+  rdp = rounds * np.array([sampled_rdp(
       order, sampling_prob, lambda orders: distributed_rdp(noise, orders))
-      for order in ORDERS]
+      for order in ORDERS])
+  for other in others:
+    rdp = rdp + distributed_rdp(other, ORDERS)
   return float(accounting.rdp.compute_epsilon(ORDERS, rdp, delta)[0])
 
 
@@ -89,6 +93,7 @@ def calibrate_distributed(
     delta: float,
     bits: int | None = None,
     max_cohort: int | None = None,
+    others: Sequence[DistributedNoise] = (),
 ) -> DistributedNoise:
   """The least noise that keeps epsilon at or below the target, to 0.1 per cent.
 
@@ -101,6 +106,7 @@ def calibrate_distributed(
     bits: If given, the scale is not the one of `noise` but the largest with
       which a ring of so many bits holds max_cohort clients and the noise.
     max_cohort: Most clients that are ever summed; goes with bits.
+    others: Noises of further sums that the budget pays for, once each.
 
   Returns:
     `noise` with the noise multiplier, and with bits the scale, that were found.
@@ -132,7 +138,7 @@ def calibrate_distributed(
     try:
       return distributed_epsilon(
           with_multiplier(z), sampling_prob=sampling_prob, rounds=rounds,
-          delta=delta)
+          delta=delta, others=others)
     except ValueError:
       return math.inf  # Too few integers for the mechanism, or for the ring.
 

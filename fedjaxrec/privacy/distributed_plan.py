@@ -20,6 +20,7 @@ from fedjaxrec.privacy.schedules import Schedule
 from fedjaxrec.privacy.scope import refuse_unsound, what_is_uncovered
 
 LABEL = 'sums with the busiest client'
+HEAD_LABEL = 'item popularity, from a secure sum over all clients'
 FIDELITY = (
     'no trusted server at the levels with cryptography; noise from a seeded '
     'generator, known to the operator of the simulation: the figures hold for '
@@ -43,6 +44,8 @@ class DistributedPlan(NamedTuple):
     delta: Of the guarantee.
     warnings: For the user, before the run.
     uncovered: What the epsilon says nothing about.
+    head: Of the one sum of the items' popularity, before the first round, by
+      which the rows that travel are chosen; None where they are public.
   """
   config: PrivacyConfig
   noise: DistributedNoise
@@ -53,6 +56,7 @@ class DistributedPlan(NamedTuple):
   delta: float
   warnings: tuple[str, ...]
   uncovered: tuple[str, ...]
+  head: DistributedNoise | None = None
 
   @property
   def round_release(self) -> Release:
@@ -62,8 +66,10 @@ class DistributedPlan(NamedTuple):
 
   @property
   def initial_releases(self) -> tuple[Release, ...]:
-    """Nothing is released before the first round."""
-    return ()
+    """What is released once, before the first round."""
+    if self.head is None:
+      return ()
+    return (Release(DistributedNoiseDpEvent(self.head), label=HEAD_LABEL),)
 
   @property
   def l2_clip_norm(self) -> float:
@@ -90,11 +96,14 @@ class DistributedPlan(NamedTuple):
   def epsilon(self, rounds: int | None = None) -> float:
     """Epsilon after some rounds; None: after all of them."""
     rounds = self.rounds if rounds is None else rounds
-    if not rounds:
+    releases = list(self.initial_releases)
+    if rounds:
+      releases.append(self.round_release.for_rounds(0, rounds - 1))
+    if not releases:
       return 0.0
     return accounting.epsilon(
-        [self.round_release.for_rounds(0, rounds - 1)], self.delta,
-        accountant=_ACCOUNTANT, neighboring='replace_special')
+        releases, self.delta, accountant=_ACCOUNTANT,
+        neighboring='replace_special')
 
   def guarantee(self) -> str:
     """The guarantee in one sentence, with its unit and its relation."""
@@ -126,6 +135,9 @@ class DistributedPlan(NamedTuple):
         'head_items': self.config.head_items,
         'head_source': (
             self.config.head_source if self.config.head_items else None),
+        'head_noise_multiplier': (
+            self.head.noise_multiplier if self.head else 0.0),
+        'head_min_survivors': self.head.min_survivors if self.head else None,
         'deployment_cohort': None,
         'warnings': list(self.warnings), 'uncovered': list(self.uncovered),
     }
@@ -133,13 +145,14 @@ class DistributedPlan(NamedTuple):
 
 def make_distributed_plan(
     config: Config, noise: DistributedNoise, num_clients: int, cohort: int,
-    totals: Sequence[int], delta: float
+    totals: Sequence[int], delta: float, head: DistributedNoise | None = None
 ) -> DistributedPlan:
   """Settles the privacy of a run with secure.noise, or refuses it.
 
-  Formal guarantee: the sums of all rounds together are (epsilon, delta)-DP,
-  unit client, under replace_special, for ideal noise and at least the fewest
-  survivors; `uncovered` says what that leaves out.
+  Formal guarantee: the sums of all rounds, and the one that chooses the rows,
+  are together (epsilon, delta)-DP, unit client, under replace_special, for
+  ideal noise and at least the fewest survivors; `uncovered` says what that
+  leaves out.
 
   Args:
     config: The run's, as it was given.
@@ -148,6 +161,7 @@ def make_distributed_plan(
     cohort: Clients expected in a round.
     totals: See `DistributedPlan`; for each round.
     delta: Of the guarantee.
+    head: Of the sum that chooses rows; None where the choice is public.
 
   Raises:
     ValueError: For what would not be private.
@@ -176,4 +190,4 @@ def make_distributed_plan(
       dataclasses.replace(config.privacy, accountant=_ACCOUNTANT), noise,
       num_clients, cohort, config.rounds,
       tuple(int(n) for n in totals), delta,
-      tuple(check_delta(delta, num_clients)), tuple(uncovered))
+      tuple(check_delta(delta, num_clients)), tuple(uncovered), head)
