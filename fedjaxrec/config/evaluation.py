@@ -7,6 +7,7 @@ from fedjaxrec.config.rules import at_least, check_types, one_of
 
 PROTOCOLS = ('full', 'sampled-99')
 SELECTIONS = ('best', 'last')
+SELECT_BY = ('ndcg@10', 'rmse')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,12 @@ class EvaluationConfig:
     protocol: full (rank all items) or sampled-99 (the published comparison's).
     ks: Cut-offs of the ranking metrics; 10 and 20 are always among them.
     every: Rounds between two looks at the validation set; 0: only at the end.
-    selection: best (by validation NDCG@10) or last: the round that is tested.
+    selection: best (on validation, by select_by) or last: the round that is
+      tested.
+    select_by: ndcg@10 or, where scores predict ratings (objective.name=
+      squared_error, algorithm.name=fedmf), rmse: what the best round is best
+      by. The best round for predicting ratings ranks badly, and the other way
+      round.
     batch_size: Users ranked at once.
     bootstrap_samples: Resamples of the users for the 95 % intervals.
     num_groups: User-activity groups in the report.
@@ -33,6 +39,7 @@ class EvaluationConfig:
   ks: tuple[int, ...] = (5, 10, 20)
   every: int = 25
   selection: str = 'best'
+  select_by: str = 'ndcg@10'
   batch_size: int = 512
   bootstrap_samples: int = 1000
   num_groups: int = 5
@@ -45,6 +52,12 @@ class EvaluationConfig:
     check_types(self, 'evaluation')
     one_of('evaluation.protocol', self.protocol, PROTOCOLS)
     one_of('evaluation.selection', self.selection, SELECTIONS)
+    one_of('evaluation.select_by', self.select_by, SELECT_BY)
+    if self.selection == 'last' and self.select_by != 'ndcg@10':
+      raise ValueError(
+          f'evaluation.select_by={self.select_by} with '
+          'evaluation.selection=last: nothing is selected; use '
+          'evaluation.selection=best, or drop it.')
     if not self.ks or min(self.ks) < 1 or len(set(self.ks)) < len(self.ks):
       raise ValueError(
           f'evaluation.ks={self.ks} needs distinct cut-offs of at least 1.')
@@ -82,8 +95,15 @@ def check_evaluation(config: Any) -> None:
   """Refuses what a whole config's evaluation cannot be combined with.
 
   Raises:
-    ValueError: For a curve of users who never trained, where all do.
+    ValueError: For a curve of users who never trained, where all do; or for a
+      choice by errors of ratings that nothing predicts.
   """
+  if config.evaluation.select_by == 'rmse' and not config.predicts_ratings:
+    raise ValueError(
+        f'evaluation.select_by=rmse with objective.name={config.objective.name}'
+        f' and algorithm.name={config.algorithm.name}, whose scores predict no '
+        'ratings; use objective.name=squared_error, algorithm.name=fedmf, or '
+        'evaluation.select_by=ndcg@10.')
   counts = config.evaluation.adaptation_counts
   if counts and config.split.name != 'user_holdout':
     raise ValueError(

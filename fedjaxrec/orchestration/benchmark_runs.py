@@ -93,6 +93,10 @@ def validate(method: Method, split: Split, show_progress: bool) -> float:
         method.reference, split, [getattr(method.settings, method.reference)],
         config.seed)
     return trial.ndcg
+  if config.evaluation.select_by != 'ndcg@10':
+    raise ValueError(
+        f'evaluation.select_by={config.evaluation.select_by} with '
+        'benchmark.tune, which compares settings by NDCG@10; drop it.')
   run = experiment.build(config, split)
   stop = _rounds(run, None, show_progress)
   return float(stop.best.ndcg)

@@ -29,7 +29,8 @@ class Best(NamedTuple):
 
   Attributes:
     round: int32 []: rounds done when it was seen.
-    ndcg: float32 []: its validation NDCG@10.
+    ndcg: float32 []: what it was chosen by, the larger the better: its
+      validation NDCG@10 or, with evaluation.select_by=rmse, minus its RMSE.
     item_table: Leaves [num_items, ...].
     shared: The shared parameters.
     personal: Leaves [num_clients, ...].

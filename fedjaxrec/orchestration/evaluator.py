@@ -46,7 +46,8 @@ class Evaluator(NamedTuple):
 
   Attributes:
     validate: (personal, item_table, shared) -> mean metrics on the validation
-      set; None where the split has none.
+      set, with rmse and mae where ratings are predicted; None where the split
+      has none.
     test: (personal, item_table, shared) -> the sections `test`, `controls`,
       `groups` (of users by activity) and `item_groups` (of what is asked for,
       by popularity) of summary.json, `ratings` (RMSE and MAE) where ratings
@@ -81,10 +82,12 @@ def make_evaluator(
       evaluators of one run by several protocols share it, and train them once.
 
   Raises:
-    ValueError: If a part of the split cannot be ranked, see `make_ranker`; or
-      for sequences without timestamps.
+    ValueError: If a part of the split cannot be ranked, see `make_ranker`; for
+      sequences without timestamps; or for a choice by errors of ratings where
+      all ratings are the same.
   """
   require_times(config, split)
+  _require_ratings(config, split)
   evaluation = config.evaluation
   ks, num_items = cutoffs(config), split.num_items
   trained = split.train.counts > 0
@@ -257,14 +260,32 @@ def make_evaluator(
       protocol=evaluation.protocol, batch_size=batch_size,
       seed=config.seed + 1, candidates=split.validation_candidates)
 
+  predict_validation = ratings.make_predictor(score, split.validation)
+
   def validate(personal, item_table, shared):
-    ranks = rank_validation(
-        at_moment(fold_in(personal, item_table, shared),
-                  moments('validation')), number(item_table), shared)
-    return {name: float(values.mean()) for name, values in
-            metrics.per_user_metrics(ranks, ks).items()}
+    parameters = (
+        at_moment(fold_in(personal, item_table, shared), moments('validation')),
+        number(item_table), shared)
+    found = {name: float(values.mean()) for name, values in
+             metrics.per_user_metrics(rank_validation(*parameters), ks).items()}
+    if predicts_ratings:
+      found |= ratings.errors(
+          predict_validation(*parameters), split.validation.ratings)
+    return found
 
   return Evaluator(validate, test)
+
+
+def _require_ratings(config: Config, split: Split) -> None:
+  """Refuses a choice of the round by errors of ratings that are all alike."""
+  if config.evaluation.select_by != 'rmse':
+    return
+  found = split.train.ratings
+  if not len(found) or found.min() == found.max():
+    raise ValueError(
+        'evaluation.select_by=rmse on data without ratings (all are '
+        f'{float(found[0]) if len(found) else 1.0:g}): there is nothing to '
+        'predict; use evaluation.select_by=ndcg@10, or data with ratings.')
 
 
 def select_users(interactions: Interactions, users: np.ndarray) -> Interactions:

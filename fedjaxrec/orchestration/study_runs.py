@@ -287,7 +287,9 @@ def _train(
 
 
 def _mean_validation(stops: Sequence[Stop]) -> float | None:
-  seen = [stop.best.ndcg for stop in stops if stop.best.round > 0]
+  # It is negative where rounds are chosen by RMSE.
+  seen = [stop.best.ndcg for stop in stops
+          if stop.best.round > 0 and stop.best.ndcg >= 0]
   return float(np.mean(seen)) if seen else None
 
 

@@ -190,8 +190,12 @@ def take_stop(
     validation = hosts.tell(evaluator.validate(
         seen.personal, seen.item_table, seen.shared))
     lines[-1]['validation'] = validation
-    if np.float32(validation['ndcg@10']) > best.ndcg:
-      best = seen._replace(ndcg=np.float32(validation['ndcg@10']))
+    chosen_by = config.evaluation.select_by
+    worth = np.float32(validation[chosen_by])
+    worth = -worth if chosen_by == 'rmse' else worth
+    # What has not trained yet was compared with nothing.
+    if worth > (best.ndcg if best.round else -np.inf):
+      best = seen._replace(ndcg=worth)
   return Stop(upto, lines, state, best, stop.train_s + seconds)
 
 

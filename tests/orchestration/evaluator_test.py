@@ -1,5 +1,6 @@
 """What is ranked against what, and by whose parameters."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -246,3 +247,50 @@ class TestLocalOnly:
     sections = self.sections(split)
     assert sections['controls']['local_only'] is None and not asked
     assert sections['test']['personalised']['num_users'] == 3
+
+
+class TestChoiceByRatings:
+
+  RATED = {'objective.name': 'squared_error', 'evaluation.select_by': 'rmse'}
+
+  @staticmethod
+  def rated(split, seed=0):
+    rng = np.random.default_rng(seed)
+    def rate(part):
+      return dataclasses.replace(part, ratings=rng.integers(
+          1, 6, part.num_interactions).astype(np.float32))
+    return dataclasses.replace(
+        split, train=rate(split.train), validation=rate(split.validation),
+        test=rate(split.test))
+
+  def test_validation_says_how_far_predictions_are_off(self):
+    split = self.rated(random_split(NUM_USERS, NUM_ITEMS, 5))
+    personal = np.arange(NUM_USERS, dtype=np.float32)
+    found = make(split, self.RATED).validate(
+        personal, ITEMS / 10, np.float32(0))
+    asked = split.validation
+    # The scores of the file's model, one by one.
+    off = [1000.0 * (np.float32(item) / 10 == user) + np.float32(item) / 10
+           - rating
+           for user in range(NUM_USERS)
+           for item, rating in zip(
+               asked.items[asked.offsets[user]:asked.offsets[user + 1]],
+               asked.ratings[asked.offsets[user]:asked.offsets[user + 1]])]
+    assert off
+    # float32 scores of at most 1,003.
+    assert found['rmse'] == pytest.approx(np.sqrt(np.mean(np.square(off))),
+                                          rel=1e-5)
+    assert found['mae'] == pytest.approx(np.mean(np.abs(off)), rel=1e-5)
+
+  def test_a_model_that_only_ranks_has_no_errors(self):
+    found = make(random_split(NUM_USERS, NUM_ITEMS, 5)).validate(
+        np.arange(NUM_USERS, dtype=np.float32), ITEMS, np.float32(0))
+    assert 'rmse' not in found
+
+  def test_a_model_that_only_ranks_is_not_chosen_by_them(self):
+    with pytest.raises(ValueError, match='select_by=rmse with objective.name'):
+      make_config({'evaluation.select_by': 'rmse'})
+
+  def test_data_without_ratings_are_refused(self):
+    with pytest.raises(ValueError, match='select_by=rmse on data without'):
+      make(random_split(NUM_USERS, NUM_ITEMS, 5), self.RATED)

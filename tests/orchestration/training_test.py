@@ -134,6 +134,21 @@ def test_the_best_round_is_the_first_of_the_best(ndcgs, best):
   assert last.round == 6 and (last.item_table['item'] == 6).all()
 
 
+@pytest.mark.parametrize(('rmses', 'best'), [
+    ([1.5, 1.2, 1.3], 4), ([9.0, 9.0, 9.0], 2), ([float('nan'), 3.0, 2.0], 6)])
+def test_the_best_round_by_rmse_has_the_smallest(rmses, best):
+  config = make_config({'objective.name': 'squared_error',
+                        'evaluation.select_by': 'rmse'})
+
+  def validate(personal, item_table, shared):
+    del personal, shared
+    r = int(item_table['item'][0])
+    return {'ndcg@10': r / 10, 'rmse': rmses[r // 2 - 1]}
+
+  stops, rounds = run(config, evaluator=Evaluator(validate, lambda *_: {}))
+  assert training.selected(config, rounds, stops[-1]).round == best
+
+
 def test_without_a_validation_set_it_is_the_last():
   config = make_config()
   stops, rounds = run(config, evaluator=Evaluator(None, lambda *_: {}))
