@@ -95,6 +95,39 @@ def num_steps(
   return batches, total
 
 
+def walk_batches(
+    step: Callable[[jax.Array, jax.Array, PyTree], PyTree], carry: PyTree,
+    num_examples: jax.Array, batch_size: int, epochs: int, steps: int
+) -> PyTree:
+  """Takes a block's steps of a round, epoch by epoch in the same order.
+
+  Args:
+    step: (batch, active, carry) -> carry, of all clients of the block: int32
+      [], which batch of the epoch; bool [B], who takes a step on it. The block
+      takes as many as its longest client needs, so step must leave alone who is
+      not active.
+    carry: What the first step gets.
+    num_examples: int32 [B]: interactions.
+    batch_size: Interactions in a batch.
+    epochs: Passes over the interactions.
+    steps: Steps in the round; 0: as many as the epochs need.
+
+  Returns:
+    What the last step made.
+  """
+  batches, total_steps = num_steps(num_examples, batch_size, epochs, steps)
+  passes = -(-total_steps // jnp.maximum(batches, 1))
+
+  def epoch(e, carry):
+    def one_step(batch, inner):
+      index = e * batches + batch
+      return step(batch, (batch < batches) & (index < total_steps), inner)
+
+    return jax.lax.fori_loop(0, most(batches), one_step, carry)
+
+  return jax.lax.fori_loop(0, most(passes), epoch, carry)
+
+
 def make_local_training(
     score: Callable[[PyTree, PyTree, PyTree], jax.Array],
     objective: Objective,
@@ -218,8 +251,6 @@ def make_local_training(
     tile = min(tile_size or size, size)
     if size % tile or not touched_only or score_batch is not None:
       tile = size
-    batches, total_steps = num_steps(num_examples, batch_size, epochs, steps)
-    passes = -(-total_steps // jnp.maximum(batches, 1))
 
     def cut(tree, start, length=tile):
       return jax.tree.map(
@@ -233,10 +264,7 @@ def make_local_training(
     def scale(updates):
       return optax.tree.scale(view.learning_rate_scale, updates)
 
-    def step(index, batch, carry: _Carry) -> _Carry:
-      # The block shares its trip counts; who has finished stands still.
-      active = (batch < batches) & (index < total_steps)
-
+    def step(batch, active, carry: _Carry) -> _Carry:
       def keep(new, old):
         return jax.tree.map(
             lambda n, o: jnp.where(
@@ -309,20 +337,16 @@ def make_local_training(
           loss_sum, carry.loss_count + terms,
           carry.num_examples + num_used)
 
-    def epoch(e, carry):
-      return jax.lax.fori_loop(
-          0, most(batches),
-          lambda b, inner: step(e * batches + b, b, inner), carry)
-
-    delta = view.item_rows if in_place else jax.tree.map(
-        jnp.zeros_like, view.item_rows)
+    delta = view.item_rows if in_place else optax.tree.zeros_like(
+        view.item_rows)
     dense = (view.personal, view.shared)
     zero = jnp.zeros(block)
     # A slot that is stepped once needs no room for its state.
     item_state = () if in_place else init_item(delta)
-    carry = jax.lax.fori_loop(0, most(passes), epoch, _Carry(
-        delta, dense, item_state, init_dense(dense), zero, zero,
-        zero.astype(jnp.int32)))
+    carry = walk_batches(
+        step, _Carry(delta, dense, item_state, init_dense(dense), zero, zero,
+                     zero.astype(jnp.int32)),
+        num_examples, batch_size, epochs, steps)
     personal, shared = carry.dense
     return Contribution(
         carry.item_delta, optax.tree.sub(shared, view.shared),

@@ -18,8 +18,7 @@ from fedjaxrec.local_training import (
     Contribution,
     View,
     is_off,
-    most,
-    num_steps,
+    walk_batches,
 )
 from fedjaxrec.objectives import Objective
 
@@ -105,15 +104,12 @@ def make_local_steps(
 
     slots, fixed, labels, used_slots = pad(
         (rows, fixed, examples.labels, examples.used))
-    batches, total_steps = num_steps(num_examples, batch_size, epochs, steps)
-    passes = -(-total_steps // jnp.maximum(batches, 1))
 
     def cut(tree, start):
       return jax.tree.map(
           lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), tree)
 
-    def one_step(index, batch, carry: Trained) -> Trained:
-      active = (batch < batches) & (index < total_steps)
+    def one_step(batch, active, carry: Trained) -> Trained:
       start = batch * size
       old = cut(carry.rows, start)
       used = cut(used_slots, start) & active[:, None, None]
@@ -135,15 +131,11 @@ def make_local_steps(
           carry.loss_count + jnp.where(active, count, 0),
           carry.num_examples + used.sum((1, 2), dtype=jnp.int32))
 
-    def epoch(e, carry):
-      return jax.lax.fori_loop(
-          0, most(batches),
-          lambda b, inner: one_step(e * batches + b, b, inner), carry)
-
     zero = jnp.zeros(block)
-    trained = jax.lax.fori_loop(
-        0, most(passes), epoch,
-        Trained(slots, whole, zero, zero, jnp.zeros(block, jnp.int32)))
+    trained = walk_batches(
+        one_step,
+        Trained(slots, whole, zero, zero, jnp.zeros(block, jnp.int32)),
+        num_examples, batch_size, epochs, steps)
     return trained._replace(rows=jax.tree.map(
         lambda x: x[:, :capacity], trained.rows))
 

@@ -14,7 +14,7 @@ import optax
 
 from fedjaxrec.algorithms.local_steps import PER_CLIENT, Batch, Trained
 from fedjaxrec.examples import draw_examples, nth_absent
-from fedjaxrec.local_training import most, num_steps
+from fedjaxrec.local_training import walk_batches
 from fedjaxrec.population import Client
 
 PyTree = Any
@@ -99,15 +99,12 @@ def make_table_steps(
           ) -> Trained:
     block, capacity = examples.labels.shape
     size = min(batch_size, capacity)
-    batches, total_steps = num_steps(num_examples, batch_size, epochs, steps)
-    passes = -(-total_steps // jnp.maximum(batches, 1))
     who = jnp.arange(block)[:, None, None]
 
     def cut(x, start):
       return jax.lax.dynamic_slice_in_dim(x, start, size, 1)
 
-    def one_step(index, batch, carry: Trained) -> Trained:
-      active = (batch < batches) & (index < total_steps)
+    def one_step(batch, active, carry: Trained) -> Trained:
       start = batch * size
       used = cut(examples.used, start) & active[:, None, None]
       slots = cut(examples.slots, start)
@@ -136,15 +133,11 @@ def make_table_steps(
           carry.loss_count + jnp.where(active, count, 0),
           carry.num_examples + used.sum((1, 2), dtype=jnp.int32))
 
-    def epoch(e, carry):
-      return jax.lax.fori_loop(
-          0, most(batches),
-          lambda b, inner: one_step(e * batches + b, b, inner), carry)
-
     zero = jnp.zeros(block)
-    return jax.lax.fori_loop(
-        0, most(passes), epoch,
-        Trained(table, whole, zero, zero, jnp.zeros(block, jnp.int32)))
+    return walk_batches(
+        one_step,
+        Trained(table, whole, zero, zero, jnp.zeros(block, jnp.int32)),
+        num_examples, batch_size, epochs, steps)
 
   return run
 
