@@ -17,6 +17,7 @@ imported.
 import dataclasses
 import difflib
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ _FREE = ('engine', 'parallel', 'checkpoint')
 # Read by a model, and not by what splits the interactions.
 _METHOD_DATA = ('data.user_features', 'data.item_features')
 _FREE_FIELDS = ('data.path', 'data.cache_dir')
+_UNREADABLE = 'this is no text, or cannot be read; give lines of --FIELD=VALUE'
 _FILE_PREFIXES = ('csv:', 'parquet:')
 
 
@@ -277,6 +279,36 @@ def _check_same_data(config: Config, dataset: Config) -> None:
           'it.')
 
 
+def write_header(
+    name: str, dataset: str, tried: int, budget: int, result: str
+) -> list[str]:
+  """The first lines of a file of settings that a search has chosen."""
+  return [
+      f'# {name} on {dataset}: the best of {tried} settings (budget {budget}),',
+      '# those of the stored file and drawn ones, by validation NDCG@10, '
+      f'{result}.']
+
+
+def describe_settings(path: pathlib.Path, dataset: str) -> dict[str, str]:
+  """What a method's file says of how its settings were chosen.
+
+  Args:
+    path: The file.
+    dataset: The data set that it is used on.
+
+  Returns:
+    settings: `best of N` with the header of a search on this data set,
+    otherwise `stored`; file: its name and folder; about: its comments.
+  """
+  about = ' '.join(
+      line.lstrip('# ').strip() for line in path.read_text().splitlines()
+      if line.startswith('#'))
+  found = re.match(
+      rf'\S+ on {re.escape(dataset)}: the best of (\d+) settings ', about)
+  return {'settings': f'best of {found[1]}' if found else 'stored',
+          'file': f'{path.parent.name}/{path.name}', 'about': about}
+
+
 def read_space(
     presets: Presets, method: Method
 ) -> tuple[grid.Axis, ...]:
@@ -287,7 +319,7 @@ def read_space(
       method does not have.
   """
   path = presets.folder / SPACE
-  lines = path.read_text().splitlines() if path.is_file() else []
+  lines = _read_lines(path) if path.is_file() else []
   for line in lines:
     name, colon, text = line.partition(':')
     if colon and not line.startswith('#') and name.strip() == method.name:
@@ -325,10 +357,16 @@ def _parse(
     flags.DEFINE_string(f'benchmark.{name}', '', '', flag_values=values)
   try:
     rest = values(['', *arguments])[1:]
-  except flags.Error as error:
+  except flags.UnrecognizedFlagError as error:
     known = [field.name for field in config_fields(config_class)]
-    hint = _hint(getattr(error, 'flagname', ''), known, '--')
-    raise ValueError(f'{what}: {str(error).rstrip(".")}.{hint}') from None
+    raise ValueError(
+        f'{what}: --{error.flagname} is no flag here.'
+        f'{_hint(error.flagname, known, "--")}') from None
+  except flags.Error as error:
+    text = str(error).removeprefix('ERROR:: ').rstrip('.')
+    raise ValueError(f'{what}: {text}.') from None
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f'{what}: {_UNREADABLE} ({error}).') from None
   if rest:
     raise ValueError(
         f'{what}: {rest[0]!r} is no flag; a line is --FIELD=VALUE, or a '
@@ -342,8 +380,15 @@ def _hint(name: str, known: Iterable[str], prefix: str = '') -> str:
   return f' Did you mean {" or ".join(near)}?' if near else ''
 
 
+def _read_lines(path: pathlib.Path) -> list[str]:
+  try:
+    return path.read_text().splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f'{path}: {_UNREADABLE} ({error}).') from None
+
+
 def _value_in(path: pathlib.Path, flag: str) -> str:
-  for line in path.read_text().splitlines():
+  for line in _read_lines(path):
     name, equals, value = line.strip().partition('=')
     if name == flag and equals:
       return value.strip()

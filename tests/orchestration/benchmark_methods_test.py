@@ -133,6 +133,35 @@ def test_a_wrong_file_is_named_with_what_is_wrong(presets, text, message):
   assert str(path) in str(error.value) and message in str(error.value)
 
 
+@pytest.mark.parametrize('name', ['default/mine.flags', 'search_space.txt',
+                                  'mine.flags'])
+def test_what_is_no_text_is_named(presets, name):
+  path = presets.folder / name
+  path.write_bytes(b'\xff\xfe--rounds=3\n')
+  with pytest.raises(ValueError) as error:
+    if name == 'mine.flags':
+      dataset('mine', presets)
+    elif name == methods_lib.SPACE:
+      methods_lib.read_space(presets, method('fedavg', presets))
+    else:
+      method('mine', presets)
+  assert path.stem in str(error.value) and 'is no text' in str(error.value)
+
+
+def test_a_folder_that_is_called_like_a_method_is_named(presets):
+  (presets.folder / 'default' / 'mine.flags').mkdir()
+  with pytest.raises(ValueError, match='mine.flags: .* cannot be read'):
+    method('mine', presets)
+
+
+def test_one_guess_is_made_of_what_was_meant(presets):
+  (presets.folder / 'default' / 'mine.flags').write_text('--round=3\n')
+  with pytest.raises(ValueError) as error:
+    method('mine', presets)
+  assert str(error.value).count('Did you mean') == 1
+  assert str(error.value).endswith('Did you mean --rounds?')
+
+
 def test_an_unknown_method_is_told_the_known():
   with pytest.raises(ValueError, match='Did you mean fedavg') as error:
     method('fedavgg')
