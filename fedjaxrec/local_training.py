@@ -95,6 +95,11 @@ def num_steps(
   return batches, total
 
 
+def sum_squares(tree: PyTree) -> Any:
+  """The sum of the squares of a pytree's parameters: float32 []; 0 of none."""
+  return sum(jnp.sum(jnp.square(x)) for x in parameters(tree))
+
+
 def walk_batches(
     step: Callable[[jax.Array, jax.Array, PyTree], PyTree], carry: PyTree,
     num_examples: jax.Array, batch_size: int, epochs: int, steps: int
@@ -207,9 +212,6 @@ def make_local_training(
   # Each slot is read once: its row then makes room for its delta, in place.
   in_place = touched_only and epochs == 1 and not steps
 
-  def square(tree):
-    return sum(jnp.sum(jnp.square(x)) for x in parameters(tree))
-
   def tile_loss(rows, dense, numbers, labels, used, terms, num_used, is_first):
     # A tile's part of the batch's loss: the batch has `terms` and `num_used`.
     personal, shared = dense
@@ -224,8 +226,8 @@ def make_local_training(
     loss_sum, _ = objective(scores, labels, used)
     loss = loss_sum / jnp.maximum(terms, 1)
     if not is_off(l2):
-      loss += l2 * (is_first * square(dense)
-                    + square(rows) / jnp.maximum(num_used, 1))
+      loss += l2 * (is_first * sum_squares(dense)
+                    + sum_squares(rows) / jnp.maximum(num_used, 1))
     if penalty is not None:
       loss += penalty(personal, flat, shared, used) / jnp.maximum(num_used, 1)
     return loss, loss_sum

@@ -17,7 +17,6 @@ from fedjaxrec.algorithms.own_model import (
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.objectives import OBJECTIVES
 
 PyTree = Any
 
@@ -76,8 +75,7 @@ def make_apfl(
   """
   local_steps.require_sgd(config)
   client, settings = config.client, config.apfl
-  loss = local_steps.make_batch_loss(
-      recommender.score, OBJECTIVES[config.objective.name], config.objective.l2)
+  loss = local_steps.make_batch_loss(recommender.score, config.objective)
   gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
 
   def step(tables, whole, batch):

@@ -21,7 +21,6 @@ from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import is_off
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.objectives import OBJECTIVES
 from fedjaxrec.population import ByItem
 
 PyTree = Any
@@ -218,8 +217,7 @@ def make_cofedrec(
   item_rate = client.item_learning_rate
   if settings.lr_eta:
     item_rate = client.learning_rate * num_items * settings.lr_eta
-  loss = local_steps.make_batch_loss(
-      recommender.score, OBJECTIVES[config.objective.name], config.objective.l2)
+  loss = local_steps.make_batch_loss(recommender.score, config.objective)
 
   def item_loss(rows, layer, shared, cluster, strength, batch):
     value, _ = loss(layer, rows, shared, batch)

@@ -16,7 +16,6 @@ from fedjaxrec.algorithms.own_model import (
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.objectives import OBJECTIVES
 
 PyTree = Any
 
@@ -67,8 +66,7 @@ def make_ditto(
   """
   local_steps.require_sgd(config)
   client, pull = config.client, config.ditto.pull
-  loss = local_steps.make_batch_loss(
-      recommender.score, OBJECTIVES[config.objective.name], config.objective.l2)
+  loss = local_steps.make_batch_loss(recommender.score, config.objective)
   gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
 
   def step(tables, whole, batch):

@@ -14,7 +14,6 @@ from fedjaxrec.algorithms.fedavg import make_fedavg
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.objectives import OBJECTIVES
 
 PyTree = Any
 
@@ -104,8 +103,7 @@ def make_alternation(
     whole = shared, with fixed_whole = personal.
   """
   client = config.client
-  loss = local_steps.make_batch_loss(
-      recommender.score, OBJECTIVES[config.objective.name], config.objective.l2)
+  loss = local_steps.make_batch_loss(recommender.score, config.objective)
 
   def head_step(rows, personal, batch):
     gradient, (loss_sum, count) = jax.grad(loss, has_aux=True)(

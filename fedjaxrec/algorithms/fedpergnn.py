@@ -33,10 +33,10 @@ import optax
 
 from fedjaxrec.algorithms import local_steps
 from fedjaxrec.algorithms.fedavg import make_fedavg
-from fedjaxrec.blocks import Algorithm
+from fedjaxrec.blocks import Algorithm, widen
 from fedjaxrec.config import Config, FedPerGNNConfig
 from fedjaxrec.examples import draw_examples, nth_absent, permute
-from fedjaxrec.local_training import Contribution, is_off
+from fedjaxrec.local_training import Contribution, is_off, sum_squares
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.objectives import OBJECTIVES
 from fedjaxrec.population import Client
@@ -151,7 +151,7 @@ def make_up_deltas(
       jax.random.fold_in(key, k), (num_pseudo,)))(jnp.arange(len(known)))
 
   def draw(x):
-    mask = known.reshape(-1, *[1] * (x.ndim - 1))
+    mask = widen(known, x)
     mean = jnp.where(mask, x, 0).sum(0, keepdims=True) / count
     centred = jnp.where(mask, x - mean, 0)
     return mean + jnp.tensordot(normal, centred, (0, 0)) / jnp.sqrt(
@@ -264,9 +264,6 @@ def make_fedpergnn(
         {**layer, 'user': user}, rows,
         {n: x for n, x in shared.items() if n not in _ATTENTION})
 
-  def square(tree):
-    return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree))
-
   def loss(layer, mine, others, shared, batch):
     place, known = batch.rows, batch.whole
     positives = jax.tree.map(lambda x: x[place], mine)
@@ -285,10 +282,10 @@ def make_fedpergnn(
     value = loss_sum / jnp.maximum(count, 1)
     if not is_off(l2):
       there = batch.used[:, 0].astype(jnp.float32)
-      weighed = jax.tree.map(
-          lambda x: x * there.reshape(-1, *[1] * (x.ndim - 1)), positives)
-      value += l2 * (square(layer) + square(shared) + (
-          square(weighed) + square(others)) / local_steps.num_used(batch))
+      weighed = jax.tree.map(lambda x: x * widen(there, x), positives)
+      value += l2 * (sum_squares(layer) + sum_squares(shared) + (
+          sum_squares(weighed) + sum_squares(others)) / local_steps.num_used(
+              batch))
     return value, (loss_sum, count.astype(jnp.float32))
 
   def step(rows, whole, batch):
@@ -339,8 +336,7 @@ def make_fedpergnn(
 
     def join(moved, made_up):
       flat = moved.reshape(len(moved), -1, *moved.shape[3:])
-      there = examples.pseudo_used.reshape(
-          *examples.pseudo_used.shape, *[1] * (made_up.ndim - 2))
+      there = widen(examples.pseudo_used, made_up)
       return jnp.concatenate([flat, jnp.where(there, made_up, 0)], 1)
 
     return Contribution(

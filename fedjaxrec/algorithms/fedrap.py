@@ -11,7 +11,6 @@ from fedjaxrec.algorithms.fedavg import make_fedavg
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.objectives import OBJECTIVES
 from fedjaxrec.population import ByItem
 
 PyTree = Any
@@ -74,7 +73,7 @@ def make_fedrap(
   local_steps.require_sgd(config)
   client, settings = config.client, config.fedrap
   model_loss = local_steps.make_batch_loss(
-      recommender.score, OBJECTIVES[config.objective.name], config.objective.l2)
+      recommender.score, config.objective)
 
   def loss(layer, own_rows, rows, shared, batch):
     value, terms = model_loss(

@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjaxrec.config import Config
+from fedjaxrec.config import Config, ObjectiveConfig
 from fedjaxrec.examples import Examples
 from fedjaxrec.local_training import (
     Contribution,
     View,
     is_off,
+    sum_squares,
     walk_batches,
 )
-from fedjaxrec.objectives import Objective
+from fedjaxrec.objectives import OBJECTIVES
 
 PyTree = Any
 
@@ -143,16 +144,23 @@ def make_local_steps(
 
 
 def make_batch_loss(
-    score: Callable[[PyTree, PyTree, PyTree], jax.Array], objective: Objective,
-    l2: float | jax.Array
+    score: Callable[[PyTree, PyTree, PyTree], jax.Array],
+    settings: ObjectiveConfig
 ) -> Callable:
   """Builds loss(personal, rows, shared, batch) -> (loss, (sum, terms)).
 
   The loss of one client's batch is its mean loss + l2 (|personal|^2 +
   |shared|^2 + mean over the batch |row|^2), as in `make_local_training`.
+
+  Args:
+    score: A recommender's score.
+    settings: The section objective; its l2 may be traced.
+
+  Returns:
+    loss, of one client: leaves of rows are [batch, 1 + num_negatives, ...], and
+    all of its results float32 [].
   """
-  def square(tree):
-    return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree))
+  objective, l2 = OBJECTIVES[settings.name], settings.l2
 
   def loss(personal, rows, shared, batch: Batch):
     flat = flatten_rows(rows)
@@ -160,8 +168,8 @@ def make_batch_loss(
     loss_sum, count = objective(scores, batch.labels, batch.used)
     value = loss_sum / jnp.maximum(count, 1)
     if not is_off(l2):
-      value += l2 * (square(personal) + square(shared)
-                     + square(rows) / num_used(batch))
+      value += l2 * (sum_squares(personal) + sum_squares(shared)
+                     + sum_squares(rows) / num_used(batch))
     return value, (loss_sum, count.astype(jnp.float32))
 
   return loss

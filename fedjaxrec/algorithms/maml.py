@@ -16,7 +16,6 @@ from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import Contribution
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.objectives import OBJECTIVES
 
 
 def make_fomaml(
@@ -136,9 +135,7 @@ def make_perfedavg(
 
   def make_client_update(shared_model, plain):
     del plain
-    loss = local_steps.make_batch_loss(
-        shared_model.score, OBJECTIVES[config.objective.name],
-        config.objective.l2)
+    loss = local_steps.make_batch_loss(shared_model.score, config.objective)
     # With respect to (rows, start).
     gradient = jax.grad(
         lambda rows, start, batch: loss((), rows, start, batch),

@@ -22,7 +22,6 @@ from fedjaxrec.algorithms.fedper import make_alternation
 from fedjaxrec.blocks import Algorithm, widen
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.objectives import OBJECTIVES
 
 PyTree = Any
 
@@ -107,9 +106,7 @@ def make_meta_learner(
 
   def init_personal(key):
     _, start = jax.eval_shape(shared_model.init_server, key)
-    return Adapted(
-        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start),
-        jnp.float32(0))
+    return Adapted(optax.tree.zeros_like(start), jnp.float32(0))
 
   def score(own, item_rows, start):
     model = jax.tree.map(
@@ -148,49 +145,36 @@ def make_adaptation(
   return adapt
 
 
-class Gradient(NamedTuple):
-  """The gradient of a block of clients' mean losses, over all their examples.
-
-  Attributes:
-    rows: Leaves [B, capacity, 1 + num_negatives, ...].
-    whole: (of what was called personal, of what was called shared).
-    loss_sum: float32 [B].
-    loss_count: float32 [B].
-    num_examples: int32 [B]: used slots.
-  """
-  rows: PyTree
-  whole: tuple[PyTree, PyTree]
-  loss_sum: jax.Array
-  loss_count: jax.Array
-  num_examples: jax.Array
-
-
-def make_full_gradient(config: Config, recommender: Recommender) -> Callable:
+def make_full_gradient(
+    config: Config, recommender: Recommender
+) -> Callable[..., local_steps.Trained]:
   """Builds gradient(personal, rows, shared, examples, num_examples).
 
-  Taken batch after batch at one point and added up, in the room of a batch; its
-  L2 term is that of local training with all examples in one batch. Zero for a
-  client without examples.
+  Of a block of clients' mean losses, over all their examples. Taken batch after
+  batch at one point and added up, in the room of a batch; its L2 term is that
+  of local training with all examples in one batch. Zero for a client without
+  examples.
 
   Args:
     config: The whole config; objective and client.batch_size are read.
     recommender: The model.
 
   Returns:
-    gradient -> Gradient; arguments as in `make_local_steps`.
+    gradient; arguments as in `make_local_steps`. Of its result, rows and whole
+    (personal, shared) are gradients, in the shapes of what they are of.
   """
-  objective, l2 = OBJECTIVES[config.objective.name], config.objective.l2
-  def loss(personal, rows, shared, batch):
-    scores = recommender.score(
-        personal, local_steps.flatten_rows(rows), shared)
-    loss_sum, count = objective(
-        scores.reshape(batch.used.shape), batch.labels, batch.used)
-    return loss_sum, count.astype(jnp.float32)
+  l2 = config.objective.l2
+  mean_loss = local_steps.make_batch_loss(recommender.score, config.objective)
+
+  def loss(*args):
+    _, sums = mean_loss(*args)
+    return sums[0], sums
 
   def step(_, total, batch):
-    (row_part, personal_part, shared_part), count = _gradient_with_rows(
-        loss)(batch)
-    loss_sum, terms = count
+    personal, shared = batch.whole
+    (personal_part, row_part, shared_part), (loss_sum, terms) = jax.grad(
+        loss, argnums=(0, 1, 2), has_aux=True)(
+            personal, batch.rows, shared, batch)
     return (row_part, optax.tree.add(total, (personal_part, shared_part)),
             loss_sum, terms)
 
@@ -211,25 +195,9 @@ def make_full_gradient(config: Config, recommender: Recommender) -> Callable:
           sums, values)
 
     used = jax.tree.map(
-        lambda x: jnp.where(examples.used.reshape(
-            *examples.used.shape, *[1] * (x.ndim - 3)), x, 0), rows)
-    return Gradient(
-        mean(total.rows, used, there / slots),
-        mean(total.whole, (personal, shared), there), total.loss_sum,
-        total.loss_count, total.num_examples)
+        lambda x: jnp.where(widen(examples.used, x), x, 0), rows)
+    return total._replace(
+        rows=mean(total.rows, used, there / slots),
+        whole=mean(total.whole, (personal, shared), there))
 
   return gradient
-
-
-def _gradient_with_rows(loss):
-  """batch -> ((rows, personal, shared) gradients, (loss sum, terms))."""
-  value_and_gradient = jax.value_and_grad(
-      loss, argnums=(1, 0, 2), has_aux=True)
-
-  def of_batch(batch):
-    personal, shared = batch.whole
-    (loss_sum, terms), gradients = value_and_gradient(
-        personal, batch.rows, shared, batch)
-    return gradients, (loss_sum, terms)
-
-  return of_batch

@@ -15,7 +15,6 @@ from fedjaxrec.algorithms.fedavg import make_fedavg
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.objectives import OBJECTIVES
 from fedjaxrec.population import ByItem
 
 PyTree = Any
@@ -74,8 +73,7 @@ def make_pfedrec(
   item_rate = client.item_learning_rate
   if config.pfedrec.lr_eta:
     item_rate = client.learning_rate * num_items * config.pfedrec.lr_eta
-  loss = local_steps.make_batch_loss(
-      recommender.score, OBJECTIVES[config.objective.name], config.objective.l2)
+  loss = local_steps.make_batch_loss(recommender.score, config.objective)
 
   def step(rows, whole, batch):
     layer, shared = whole
