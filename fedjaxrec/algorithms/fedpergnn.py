@@ -296,10 +296,9 @@ def make_fedpergnn(
             layer, mine, others, shared, batch)
     rate = batch.scale * client.learning_rate
     item_rate = batch.scale * client.item_learning_rate
-    layer, mine, others, shared = (
-        local_steps.descend(x, g, r) for x, g, r in zip(
-            (layer, mine, others, shared), gradients,
-            (rate, item_rate, item_rate, rate), strict=True))
+    layer, mine, others, shared = map(
+        local_steps.descend, (layer, mine, others, shared), gradients,
+        (rate, item_rate, item_rate, rate))
     rows = jax.tree.map(lambda x, o: x.at[:, 1:].set(o), rows, others)
     return rows, (layer, mine, shared), loss_sum, count
 

@@ -8,7 +8,7 @@ import optax
 
 from fedjaxrec.algorithms import local_steps
 from fedjaxrec.algorithms.fedavg import make_fedavg
-from fedjaxrec.blocks import Algorithm
+from fedjaxrec.blocks import Algorithm, widen
 from fedjaxrec.config import Config
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.population import ByItem
@@ -78,10 +78,8 @@ def make_fedrap(
   def loss(layer, own_rows, rows, shared, batch):
     value, terms = model_loss(
         layer, optax.tree.add(own_rows, rows), shared, batch)
-    used = batch.used
-
     def masked(x):
-      return jnp.where(used.reshape(*used.shape, *[1] * (x.ndim - 2)), x, 0)
+      return jnp.where(widen(batch.used, x), x, 0)
 
     distance = sum(
         jnp.sum(jnp.square(masked(d - c))) for d, c in zip(
@@ -101,10 +99,9 @@ def make_fedrap(
             layer, own_rows, rows, shared, batch)
     rate = batch.scale * factor * client.learning_rate
     item_rate = batch.scale * factor * client.item_learning_rate
-    layer, own_rows, rows, shared = (
-        local_steps.descend(x, g, r) for x, g, r in zip(
-            (layer, own_rows, rows, shared), gradients,
-            (rate, item_rate, item_rate, rate), strict=True))
+    layer, own_rows, rows, shared = map(
+        local_steps.descend, (layer, own_rows, rows, shared), gradients,
+        (rate, item_rate, item_rate, rate))
     return ((own_rows, rows), (layer, shared, factor * settings.batch_decay),
             loss_sum, count)
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjaxrec.algorithms.local_steps import select
 from fedjaxrec.blocks import Algorithm
 
 PyTree = Any
@@ -135,14 +136,10 @@ def make_freeze(places: Places) -> Callable[[Algorithm], Algorithm]:
         known = inputs.get(jax.tree_util.keystr(path))
         if known is None:
           return old
-        is_old = jnp.arange(len(old)) < known
-        return jnp.where(is_old.reshape(-1, *[1] * (old.ndim - 1)), old, moved)
+        return select(jnp.arange(len(old)) < known, old, moved)
 
       return new._replace(
-          item_table=jax.tree.map(
-              lambda old, moved: jnp.where(
-                  old_items.reshape(-1, *[1] * (old.ndim - 1)), old, moved),
-              state.item_table, new.item_table),
+          item_table=select(old_items, state.item_table, new.item_table),
           shared=jax.tree_util.tree_map_with_path(
               keep, state.shared, new.shared))
 

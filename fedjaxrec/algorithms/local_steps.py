@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjaxrec.blocks import widen
 from fedjaxrec.config import Config, ObjectiveConfig
 from fedjaxrec.examples import Examples
 from fedjaxrec.local_training import (
@@ -117,18 +118,13 @@ def make_local_steps(
       new, dense, loss_sum, count = step_block(
           old, carry.whole, Batch(
               cut(fixed, start), fixed_whole, cut(labels, start), used, scale))
-      new = jax.tree.map(
-          lambda n, o: jnp.where(
-              used.reshape(*used.shape, *[1] * (n.ndim - 3)), n, o), new, old)
-      dense = jax.tree.map(
-          lambda n, o: jnp.where(
-              active.reshape(-1, *[1] * (n.ndim - 1)), n, o),
-          dense, carry.whole)
+      new = select(used, new, old)
       return Trained(
           jax.tree.map(
               lambda x, part: jax.lax.dynamic_update_slice_in_dim(
                   x, part, start, 1), carry.rows, new),
-          dense, carry.loss_sum + jnp.where(active, loss_sum, 0),
+          select(active, dense, carry.whole),
+          carry.loss_sum + jnp.where(active, loss_sum, 0),
           carry.loss_count + jnp.where(active, count, 0),
           carry.num_examples + used.sum((1, 2), dtype=jnp.int32))
 
@@ -173,6 +169,18 @@ def make_batch_loss(
     return value, (loss_sum, count.astype(jnp.float32))
 
   return loss
+
+
+def select(mask: jax.Array, chosen: PyTree, other: PyTree) -> PyTree:
+  """Chosen where a mask says so, other where it does not.
+
+  Args:
+    mask: bool: of the leaves' leading axes.
+    chosen: Leaves [*mask.shape, ...].
+    other: Of the same shapes.
+  """
+  return jax.tree.map(
+      lambda x, y: jnp.where(widen(mask, x), x, y), chosen, other)
 
 
 def flatten_rows(rows: PyTree) -> PyTree:

@@ -109,10 +109,8 @@ def make_meta_learner(
     return Adapted(optax.tree.zeros_like(start), jnp.float32(0))
 
   def score(own, item_rows, start):
-    model = jax.tree.map(
-        lambda mine, served: jnp.where(own.known > 0, mine, served), own.model,
-        start)
-    return shared_model.score((), item_rows, model)
+    return shared_model.score(
+        (), item_rows, local_steps.select(own.known > 0, own.model, start))
 
   return plain._replace(
       init_personal=init_personal, client_update=client_update, refit=refit,

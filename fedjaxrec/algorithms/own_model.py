@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from fedjaxrec.algorithms.local_steps import select
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.population import ByItem
 
@@ -34,9 +36,8 @@ def init_own_model(
     recommender: Recommender, num_items: int, key: jax.Array
 ) -> OwnModel:
   """A model of one client that knows no row yet, and so is the server's."""
-  shapes = jax.eval_shape(recommender.init_server, key)
-  table, shared = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+  table, shared = optax.tree.zeros_like(
+      jax.eval_shape(recommender.init_server, key), jnp.float32)
   return OwnModel(
       recommender.init_personal(key), ByItem((table, jnp.zeros(num_items))),
       shared, jnp.float32(0))
@@ -53,14 +54,8 @@ def own_values(
     shared: The server's.
   """
   mine, known = own.table.rows
-
-  def choose(flag, x, y):
-    return jnp.where(flag.reshape(*flag.shape, *[1] * (
-        x.ndim - flag.ndim)) > 0, x, y)
-
-  return (jax.tree.map(lambda x, y: choose(known, x, y), mine, item_rows),
-          jax.tree.map(lambda x, y: choose(own.trained, x, y), own.shared,
-                       shared))
+  return (select(known > 0, mine, item_rows),
+          select(own.trained > 0, own.shared, shared))
 
 
 def keep_own(

@@ -105,7 +105,8 @@ def add_control_variates(
 
   def init_personal(key):
     state = jax.eval_shape(algorithm.init_server, key)
-    table, shared = _zeros((state.item_table, state.shared))
+    table, shared = optax.tree.zeros_like(
+        (state.item_table, state.shared), jnp.float32)
     num_items = len(jax.tree.leaves(table)[0])
     return WithVariates(
         algorithm.init_personal(key), ByItem((table, jnp.zeros(num_items))),
@@ -153,7 +154,7 @@ def add_control_variates(
         jnp.maximum(own.known, here))
 
   def empty_contribution(server: ServerState):
-    table, shared = _zeros((server.item_table, server.shared))
+    table, shared = algorithm.empty_contribution(server)
     return ({**table, 'new': jnp.zeros_like(server.item_opt_state.clients)},
             {**shared, 'new': jnp.float32(0)})
 
@@ -192,14 +193,10 @@ def add_control_variates(
           update, needs_row_weight=algorithm.server.needs_row_weight))
 
 
-def _zeros(tree: PyTree) -> PyTree:
-  """float32 zeros of the same shapes."""
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), tree)
-
-
 def _pair(model: PyTree) -> dict[str, PyTree]:
   """Parameters with their control variate, which begins at 0."""
-  return {'model': model, 'variate': _zeros(model)}
+  return {'model': model,
+          'variate': optax.tree.zeros_like(model, jnp.float32)}
 
 
 def _move_mean(

@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjaxrec.algorithms.local_steps import PER_CLIENT, Batch, Trained
+from fedjaxrec.algorithms.local_steps import (
+    PER_CLIENT,
+    Batch,
+    Trained,
+    select,
+)
+from fedjaxrec.blocks import widen
 from fedjaxrec.examples import draw_examples, nth_absent
 from fedjaxrec.local_training import walk_batches
 from fedjaxrec.population import Client
@@ -114,21 +120,16 @@ def make_table_steps(
           old, carry.whole,
           Batch((), (), cut(examples.labels, start), used, scale))
 
-      def where(mask, x, y):
-        return jnp.where(mask.reshape(*mask.shape, *[1] * (
-            x.ndim - mask.ndim)), x, y)
-
       rows = carry.rows
       if drift is not None:
         rows = jax.tree.map(
-            lambda x, move: x + where(active, move, 0),
+            lambda x, move: x + jnp.where(widen(active, move), move, 0),
             rows, drift(rows, fixed, scale))
       rows = jax.tree.map(
           lambda x, n, o: x.at[who, slots].add(
-              where(used, n - o, 0), mode='drop'), rows, new, old)
+              jnp.where(widen(used, n), n - o, 0), mode='drop'), rows, new, old)
       return Trained(
-          rows, jax.tree.map(
-              lambda n, o: where(active, n, o), dense, carry.whole),
+          rows, select(active, dense, carry.whole),
           carry.loss_sum + jnp.where(active, loss_sum, 0),
           carry.loss_count + jnp.where(active, count, 0),
           carry.num_examples + used.sum((1, 2), dtype=jnp.int32))
