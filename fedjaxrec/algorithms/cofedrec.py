@@ -17,7 +17,7 @@ import optax
 
 from fedjaxrec.algorithms import local_steps, whole_table
 from fedjaxrec.algorithms.fedavg import make_fedavg
-from fedjaxrec.blocks import Algorithm
+from fedjaxrec.blocks import Algorithm, widen
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import is_off
 from fedjaxrec.models.recommender import Recommender
@@ -56,7 +56,7 @@ def cluster_items(
     int32 [num_items]. Of equally near centres the first counts; a centre that
     nobody is near to stays. Cost: items * clusters * numbers a step.
   """
-  points = _flatten_items(table)
+  points = whole_table.flatten_each(table)
   centres = points[jax.random.permutation(key, len(points))[:num_clusters]]
 
   def assign(centres):
@@ -71,13 +71,6 @@ def cluster_items(
                      centres)
 
   return assign(jax.lax.fori_loop(0, num_steps, step, centres))
-
-
-def _flatten_items(table: PyTree) -> jax.Array:
-  """Leaves [num_items, ...] as one array [num_items, numbers]."""
-  return jnp.concatenate(
-      [x.astype(jnp.float32).reshape(len(x), -1)
-       for x in jax.tree.leaves(table)], 1)
 
 
 def compare_clients(
@@ -214,16 +207,15 @@ def make_cofedrec(
     raise ValueError(
         f'cofedrec.item_clusters={settings.item_clusters} with num_items='
         f'{num_items}: a cluster has at least one item; lower it.')
-  item_rate = client.item_learning_rate
-  if settings.lr_eta:
-    item_rate = client.learning_rate * num_items * settings.lr_eta
+  item_rate = whole_table.choose_item_rate(client, num_items, settings.lr_eta)
   loss = local_steps.make_batch_loss(recommender.score, config.objective)
 
   def item_loss(rows, layer, shared, cluster, strength, batch):
     value, _ = loss(layer, rows, shared, batch)
     if is_off(settings.contrast):
       return value
-    interactions = _flatten_items(jax.tree.map(lambda x: x[:, 0], rows))
+    interactions = whole_table.flatten_each(
+        jax.tree.map(lambda x: x[:, 0], rows))
     return value + strength * settings.contrast * contrastive_loss(
         interactions, cluster[:, 0], batch.used[:, 0], settings.temperature)
 
@@ -255,15 +247,11 @@ def make_cofedrec(
     return {'shared': server.shared, 'cluster': cluster(server),
             'round': server.round_index}
 
-  def began(own, leaf):
-    return own.last.reshape(-1, *[1] * (leaf.ndim - 1)) >= 0
-
   def client_update(view, examples, num_examples):
     own, sent = view.personal, view.shared
     view = view._replace(shared=sent['shared'])
-    start = jax.tree.map(
-        lambda mine, served: jnp.where(began(own, served), mine, served),
-        own.table.rows, view.item_rows)
+    start = local_steps.select(
+        own.last >= 0, own.table.rows, view.item_rows)
     # The clusters of an untrained table say nothing.
     strength = (sent['round'] > 0).astype(jnp.float32)
     trained = run(
@@ -277,11 +265,8 @@ def make_cofedrec(
   def mix_clients(server, own):
     # The server has counted the round already that clients took part in.
     there = own.last == server.round_index - 1
-    share = there / jnp.maximum(there.sum(), 1)
-    server = server._replace(item_table=jax.tree.map(
-        lambda x, old: jnp.where(
-            there.any(), jnp.einsum('n,n...->...', share, x), old
-        ).astype(old.dtype), own.table.rows, server.item_table))
+    server = server._replace(item_table=whole_table.mean_table(
+        there, own.table.rows, server.item_table))
     items = cluster(server)
 
     def draw(stream, choices):
@@ -295,36 +280,17 @@ def make_cofedrec(
     similarity = compare_clients(
         own.table.rows, draw(_CORE_STREAM, there), category)
     group = split_at_elbow(similarity, there)
-    weight = group / jnp.maximum(group.sum(), 1)
     tables = jax.tree.map(
-        lambda x: jnp.where(
-            group.reshape(-1, *[1] * (x.ndim - 1)),
-            jnp.einsum('n,n...->...', weight, x)[None], x), own.table.rows)
+        lambda x, mean: jnp.where(widen(group, x), mean[None], x),
+        own.table.rows, whole_table.mean_over(group, own.table.rows))
     return server, own._replace(table=ByItem(tables))
 
-  def init_personal(key):
-    del key  # All begin alike, or the mean of their tables would mean nothing.
-    key = jax.random.key(config.seed)
-    table, _ = jax.eval_shape(recommender.init_server, key)
-    return Own(
-        recommender.init_personal(key),
-        ByItem(jax.tree.map(
-            lambda x: jnp.zeros(x.shape, jnp.float32), table)), jnp.int32(-1))
-
-  def score(own, item_rows, shared):
-    rows = jax.tree.map(
-        lambda mine, served: jnp.where(own.last >= 0, mine, served),
-        own.table.rows, item_rows)
-    return recommender.score(own.layer, rows, shared)
-
-  return make_fedavg(
+  algorithm = make_fedavg(
       config, recommender, num_items, server_transform, expected_cohort
   )._replace(
-      init_personal=init_personal, client_update=client_update,
-      draw=lambda one_client, key: whole_table.draw_whole(
-          one_client, key, num_items, config.objective.drawn_negatives,
-          config.objective.repeated_negatives),
-      broadcast=broadcast, mix_clients=mix_clients, score=score,
-      touched_rows=lambda counts: num_items * (counts > 0),
-      aggregated_score=lambda own, item_rows, shared: recommender.score(
-          own.layer, item_rows, shared))
+      init_personal=lambda key: Own(
+          *whole_table.begin_alike(config, recommender), jnp.int32(-1)),
+      client_update=client_update, broadcast=broadcast,
+      mix_clients=mix_clients)
+  return whole_table.keep_tables(
+      algorithm, config, recommender, num_items, lambda own: own.last >= 0)

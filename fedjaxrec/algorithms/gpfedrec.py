@@ -112,9 +112,7 @@ def make_gpfedrec(
         'every client in every round; use cohort.size=0 with the uniform '
         'sampler, or algorithm.name=pfedrec.')
   client, settings = config.client, config.gpfedrec
-  item_rate = client.item_learning_rate
-  if settings.lr_eta:
-    item_rate = client.learning_rate * num_items * settings.lr_eta
+  item_rate = whole_table.choose_item_rate(client, num_items, settings.lr_eta)
   loss = local_steps.make_batch_loss(recommender.score, config.objective)
 
   def step(rows, whole, batch):
@@ -122,10 +120,9 @@ def make_gpfedrec(
     gradients, (loss_sum, count) = jax.grad(
         loss, argnums=(0, 1, 2), has_aux=True)(layer, rows, shared, batch)
     rate = batch.scale * client.learning_rate
-    layer, rows, shared = (
-        local_steps.descend(x, g, r) for x, g, r in zip(
-            (layer, rows, shared), gradients,
-            (rate, batch.scale * item_rate, rate), strict=True))
+    layer, rows, shared = map(
+        local_steps.descend, (layer, rows, shared), gradients,
+        (rate, batch.scale * item_rate, rate))
     return rows, (layer, shared), loss_sum, count
 
   table_shapes, _ = jax.eval_shape(
@@ -139,10 +136,8 @@ def make_gpfedrec(
   def client_update(view, examples, num_examples):
     own = view.personal
     # Nothing is linked before the first round: there the pull is to the start.
-    graph = jax.tree.map(
-        lambda r, v: jnp.where(
-            own.trained.reshape(-1, *[1] * (v.ndim - 1)) > 0, r, v),
-        own.graph.rows, view.item_rows)
+    graph = local_steps.select(
+        own.trained > 0, own.graph.rows, view.item_rows)
     trained = run(view.item_rows, (own.layer, view.shared), examples,
                   num_examples, view.learning_rate_scale, graph)
     layer, shared = trained.whole
@@ -151,11 +146,10 @@ def make_gpfedrec(
                 jnp.ones_like(own.trained)))
 
   def mix_clients(server, own):
-    leaves = jax.tree.leaves(own.table.rows)
     there = own.trained > 0
-    flat = jnp.concatenate([x.reshape(len(x), -1) for x in leaves], 1)
     graph = link_clients(
-        flat, there, settings.similarity, settings.threshold)
+        whole_table.flatten_each(own.table.rows), there, settings.similarity,
+        settings.threshold)
 
     def over_links(x):
       mixed = x.reshape(len(x), -1)
@@ -164,35 +158,19 @@ def make_gpfedrec(
       return mixed.reshape(x.shape)
 
     mixed = jax.tree.map(over_links, own.table.rows)
-    table = jax.tree.map(
-        lambda x, old: jnp.where(
-            there.any(), jnp.einsum(
-                'n,n...->...', there / jnp.maximum(there.sum(), 1), x),
-            old).astype(old.dtype), mixed, server.item_table)
+    table = whole_table.mean_table(there, mixed, server.item_table)
     return (server._replace(item_table=table),
             own._replace(graph=ByItem(mixed)))
 
   def init_personal(key):
-    del key  # All begin alike.
-    nothing = ByItem(jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.float32), table_shapes))
-    return Own(recommender.init_personal(jax.random.key(config.seed)), nothing,
-               nothing, jnp.float32(0))
+    del key
+    layer, nothing = whole_table.begin_alike(config, recommender)
+    return Own(layer, nothing, nothing, jnp.float32(0))
 
-  def score(own, item_rows, shared):
-    rows = jax.tree.map(
-        lambda mine, served: jnp.where(own.trained > 0, mine, served),
-        own.table.rows, item_rows)
-    return recommender.score(own.layer, rows, shared)
-
-  return make_fedavg(
+  algorithm = make_fedavg(
       config, recommender, num_items, server_transform, expected_cohort
   )._replace(
       init_personal=init_personal, client_update=client_update,
-      draw=lambda one_client, key: whole_table.draw_whole(
-          one_client, key, num_items, config.objective.drawn_negatives,
-          config.objective.repeated_negatives),
-      mix_clients=mix_clients, score=score,
-      touched_rows=lambda counts: num_items * (counts > 0),
-      aggregated_score=lambda own, item_rows, shared: recommender.score(
-          own.layer, item_rows, shared))
+      mix_clients=mix_clients)
+  return whole_table.keep_tables(
+      algorithm, config, recommender, num_items, lambda own: own.trained > 0)

@@ -70,9 +70,8 @@ def make_pfedrec(
   """
   local_steps.require_sgd(config)
   client = config.client
-  item_rate = client.item_learning_rate
-  if config.pfedrec.lr_eta:
-    item_rate = client.learning_rate * num_items * config.pfedrec.lr_eta
+  item_rate = whole_table.choose_item_rate(
+      client, num_items, config.pfedrec.lr_eta)
   loss = local_steps.make_batch_loss(recommender.score, config.objective)
 
   def step(rows, whole, batch):
@@ -99,29 +98,11 @@ def make_pfedrec(
     return (local_steps.contribution(view, trained, trained.rows, shared),
             Own(layer, ByItem(trained.rows), jnp.ones_like(own.trained)))
 
-  def init_personal(key):
-    del key  # All begin alike, or the mean of their tables would mean nothing.
-    key = jax.random.key(config.seed)
-    table, _ = jax.eval_shape(recommender.init_server, key)
-    return Own(
-        recommender.init_personal(key),
-        ByItem(jax.tree.map(
-            lambda x: jnp.zeros(x.shape, jnp.float32), table)),
-        jnp.float32(0))
-
-  def score(own, item_rows, shared):
-    rows = jax.tree.map(
-        lambda mine, served: jnp.where(own.trained > 0, mine, served),
-        own.table.rows, item_rows)
-    return recommender.score(own.layer, rows, shared)
-
-  return make_fedavg(
+  algorithm = make_fedavg(
       config, recommender, num_items, server_transform, expected_cohort
   )._replace(
-      draw=lambda one_client, key: whole_table.draw_whole(
-          one_client, key, num_items, config.objective.drawn_negatives,
-          config.objective.repeated_negatives),
-      touched_rows=lambda counts: num_items * (counts > 0),
-      init_personal=init_personal, client_update=client_update, score=score,
-      aggregated_score=lambda own, item_rows, shared: recommender.score(
-          own.layer, item_rows, shared))
+      init_personal=lambda key: Own(
+          *whole_table.begin_alike(config, recommender), jnp.float32(0)),
+      client_update=client_update)
+  return whole_table.keep_tables(
+      algorithm, config, recommender, num_items, lambda own: own.trained > 0)

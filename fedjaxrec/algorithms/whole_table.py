@@ -1,4 +1,4 @@
-"""Local training on a copy of the whole item table.
+"""Local training on a copy of the whole item table, which the client keeps.
 
 For methods whose client keeps or uploads all rows, or whose negatives repeat: a
 slot is a place in the table here and holds no row of its own. It costs a table
@@ -18,10 +18,12 @@ from fedjaxrec.algorithms.local_steps import (
     Trained,
     select,
 )
-from fedjaxrec.blocks import widen
+from fedjaxrec.blocks import Algorithm, widen
+from fedjaxrec.config import ClientConfig, Config
 from fedjaxrec.examples import draw_examples, nth_absent
 from fedjaxrec.local_training import walk_batches
-from fedjaxrec.population import Client
+from fedjaxrec.models.recommender import Recommender
+from fedjaxrec.population import ByItem, Client
 
 PyTree = Any
 
@@ -147,3 +149,86 @@ def pull_towards(rate: float | jax.Array) -> Callable:
   """Builds drift(table, fixed, scale): down rate / 2 |table - fixed|^2."""
   return lambda table, fixed, scale: optax.tree.scale(
       -rate * scale, optax.tree.sub(table, fixed))
+
+
+def choose_item_rate(
+    client: ClientConfig, num_items: int, lr_eta: float) -> float | jax.Array:
+  """The learning rate of an item row, of methods that follow PFedRec.
+
+  Args:
+    client: The section client; its rates may be traced.
+    num_items: Items in the catalogue.
+    lr_eta: The method's setting; 0: client.item_learning_rate.
+  """
+  if lr_eta:
+    return client.learning_rate * num_items * lr_eta
+  return client.item_learning_rate
+
+
+def keep_tables(
+    algorithm: Algorithm, config: Config, recommender: Recommender,
+    num_items: int, has_table: Callable[[Any], jax.Array]
+) -> Algorithm:
+  """The algorithm, whose clients draw from, hold and send whole tables.
+
+  A client recommends with the table that it keeps, once it has one, and the one
+  model for all is the server's table with the client's own layer.
+
+  Args:
+    algorithm: What else clients and server do; what it keeps of a client has
+      the fields layer and table.
+    config: The whole config; the section objective is read.
+    recommender: The model.
+    num_items: Items in the catalogue.
+    has_table: What is kept of one client -> bool []: whether that table counts.
+  """
+  objective = config.objective
+
+  def score(own, item_rows, shared):
+    rows = select(has_table(own), own.table.rows, item_rows)
+    return recommender.score(own.layer, rows, shared)
+
+  return algorithm._replace(
+      draw=lambda client, key: draw_whole(
+          client, key, num_items, objective.drawn_negatives,
+          objective.repeated_negatives),
+      touched_rows=lambda counts: num_items * (counts > 0), score=score,
+      aggregated_score=lambda own, item_rows, shared: recommender.score(
+          own.layer, item_rows, shared))
+
+
+def begin_alike(
+    config: Config, recommender: Recommender) -> tuple[PyTree, ByItem]:
+  """One client's first (personal layer, table of zeros), the same for all.
+
+  If they began apart, the mean of their tables would mean nothing.
+  """
+  key = jax.random.key(config.seed)
+  table, _ = jax.eval_shape(recommender.init_server, key)
+  return recommender.init_personal(key), ByItem(
+      optax.tree.zeros_like(table, jnp.float32))
+
+
+def mean_over(there: jax.Array, tables: PyTree) -> PyTree:
+  """The mean of some clients' tables, in the clear; zeros of nobody's.
+
+  Args:
+    there: bool [num_clients]: whose count.
+    tables: Leaves [num_clients, ...].
+  """
+  share = there / jnp.maximum(there.sum(), 1)
+  return jax.tree.map(lambda x: jnp.einsum('n,n...->...', share, x), tables)
+
+
+def mean_table(there: jax.Array, tables: PyTree, old: PyTree) -> PyTree:
+  """The mean of `mean_over` as the server's table; where nobody is, the old."""
+  return jax.tree.map(
+      lambda mean, x: jnp.where(there.any(), mean, x).astype(x.dtype),
+      mean_over(there, tables), old)
+
+
+def flatten_each(tree: PyTree) -> jax.Array:
+  """Leaves [n, ...] as one array float32 [n, numbers]."""
+  return jnp.concatenate(
+      [x.astype(jnp.float32).reshape(len(x), -1)
+       for x in jax.tree.leaves(tree)], 1)
