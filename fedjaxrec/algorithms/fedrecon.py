@@ -82,19 +82,16 @@ def make_fedrecon(
     return Reconstruction(*drawn, recommender.init_personal(
         jax.random.fold_in(key, _STREAM)))
 
-  def half(tree, first):
-    return jax.tree.map(lambda x: x[:, first::2], tree)
-
   def client_update(view, examples, num_examples):
-    drawn = Examples(*examples[:3])
+    (support_rows, support), (query_rows, query) = local_steps.split_halves(
+        (view.item_rows, Examples(*examples[:3])))
     head = reconstruct(
-        (), examples.start, half(drawn, 0), (num_examples + 1) // 2,
-        view.learning_rate_scale, fixed=half(view.item_rows, 0),
-        fixed_whole=view.shared)
-    if drawn.labels.shape[1] > 1:
+        (), examples.start, support, (num_examples + 1) // 2,
+        view.learning_rate_scale, fixed=support_rows, fixed_whole=view.shared)
+    if examples.labels.shape[1] > 1:
       base = train(
-          half(view.item_rows, 1), view.shared, half(drawn, 1),
-          num_examples // 2, view.learning_rate_scale, fixed_whole=head.whole)
+          query_rows, view.shared, query, num_examples // 2,
+          view.learning_rate_scale, fixed_whole=head.whole)
       rows = jax.tree.map(
           lambda x, part: x.at[:, 1::2].set(part), view.item_rows, base.rows)
       trained = base._replace(

@@ -183,6 +183,15 @@ def select(mask: jax.Array, chosen: PyTree, other: PyTree) -> PyTree:
       lambda x, y: jnp.where(widen(mask, x), x, y), chosen, other)
 
 
+def split_halves(tree: PyTree) -> tuple[PyTree, PyTree]:
+  """Splits interactions, leaves [B, capacity, ...], into support and query set.
+
+  Of a client's n, the (n + 1) // 2 in even places, and the n // 2 in odd ones.
+  """
+  return (jax.tree.map(lambda x: x[:, ::2], tree),
+          jax.tree.map(lambda x: x[:, 1::2], tree))
+
+
 def flatten_rows(rows: PyTree) -> PyTree:
   """Leaves [batch, 1 + num_negatives, ...] as [rows, ...]."""
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)

@@ -54,18 +54,16 @@ def make_fomaml(
   require_one_gradient(config)
   client = config.client
 
-  def half(tree, first):
-    return jax.tree.map(lambda x: x[:, first::2], tree)
-
   def make_client_update(shared_model, plain):
     del plain
     adapt = make_adaptation(config, shared_model, config.meta.epochs)
     gradient = make_full_gradient(config, shared_model)
 
     def client_update(view, examples, num_examples):
+      (support_rows, support_set), (query_rows, query_set) = (
+          local_steps.split_halves((view.item_rows, examples)))
       support = adapt(
-          view.shared, half(view.item_rows, 0), half(examples, 0),
-          (num_examples + 1) // 2)
+          view.shared, support_rows, support_set, (num_examples + 1) // 2)
       scale = view.learning_rate_scale
       rows = optax.tree.zeros_like(view.item_rows)
       if examples.labels.shape[1] == 1:  # Nobody has anything to query.
@@ -74,8 +72,7 @@ def make_fomaml(
             rows, optax.tree.zeros_like(view.shared), zero, zero,
             support.num_examples)
       query = gradient(
-          (), half(view.item_rows, 1), support.whole, half(examples, 1),
-          num_examples // 2)
+          (), query_rows, support.whole, query_set, num_examples // 2)
       rows = jax.tree.map(
           lambda x, g: x.at[:, 1::2].set(-scale * client.item_learning_rate * g
                                          ), rows, query.rows)
