@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import optax
 
 from fedjaxrec.algorithms import least_squares
+from fedjaxrec.algorithms.fedavg import build_server
 from fedjaxrec.algorithms.ials import refuse_transform
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import Contribution, View
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.optimizers import build_optimizer, make_schedule
 from fedjaxrec.population import Client
-from fedjaxrec.server import ServerState, Sum, make_server
+from fedjaxrec.server import ServerState, Sum
 
 
 def make_fcf(
@@ -58,15 +58,11 @@ def make_fcf(
     <https://arxiv.org/abs/1901.09888>`_.
   """
   refuse_transform(server_transform, 'fcf')
-  settings, server = config.fcf, config.server
+  settings = config.fcf
   init_items, init_personal = least_squares.make_vectors(recommender)
-  normalization = server.row_normalization
-  stepper = make_server(
-      build_optimizer(server, server.learning_rate),
-      build_optimizer(server, server.learning_rate),
-      make_schedule(server.schedule, server.final_fraction, config.rounds),
-      row_normalization='sum' if normalization == 'auto' else normalization,
-      lazy_rows=False, expected_cohort=expected_cohort)
+  # Every client touches every row.
+  stepper = build_server(
+      config, None, expected_cohort, auto='sum', lazy_rows=False)
 
   def draw(client: Client, key: jax.Array) -> least_squares.Slots:
     # Every item has a slot, in the catalogue's order.

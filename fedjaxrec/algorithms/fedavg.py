@@ -23,7 +23,46 @@ from fedjaxrec.optimizers import (
 )
 from fedjaxrec.participation.plan import choose_tile
 from fedjaxrec.protection import count_floor
-from fedjaxrec.server import make_server
+from fedjaxrec.server import Server, make_server
+
+
+def build_server(
+    config: Config,
+    server_transform: optax.GradientTransformation | None = None,
+    expected_cohort: float | None = None,
+    *,
+    auto: str = '',
+    lazy_rows: bool = True,
+) -> Server:
+  """Builds the step that the section server asks for.
+
+  Args:
+    config: The whole config; server, model.table_dtype, privacy and secure are
+      read.
+    server_transform: Transform of the raw sum; None for none.
+    expected_cohort: See `make_server`.
+    auto: What server.row_normalization=auto stands for; empty: contributors,
+      or mean where it is hidden who touched a row.
+    lazy_rows: False overrules server.lazy_rows.
+
+  Raises:
+    ValueError: See `make_server`.
+  """
+  server = config.server
+  # Noise and secure sums hide who touched a row: nothing may depend on it.
+  hidden = config.privacy.enabled or config.secure.is_on
+  normalization = server.row_normalization
+  if normalization == 'auto':
+    normalization = auto or ('mean' if hidden else 'contributors')
+  return make_server(
+      build_optimizer(server, server.learning_rate),
+      build_optimizer(server, server.learning_rate),
+      make_schedule(server.schedule, server.final_fraction, config.rounds),
+      row_normalization=normalization,
+      lazy_rows=lazy_rows and server.lazy_rows and not hidden,
+      transform=server_transform, expected_cohort=expected_cohort,
+      table_dtype=config.model.table_dtype,
+      count_floor=count_floor(config, expected_cohort))
 
 
 def make_fedavg(
@@ -49,8 +88,7 @@ def make_fedavg(
   References:
     McMahan et al., 2017, `FedAvg <https://arxiv.org/abs/1602.05629>`_.
   """
-  client, server = config.client, config.server
-  objective = config.objective
+  client, objective = config.client, config.objective
   train = make_local_training(
       recommender.score, OBJECTIVES[objective.name],
       build_optimizer(client, client.learning_rate),
@@ -66,20 +104,7 @@ def make_fedavg(
     return examples if recommender.new_items is None else leave_out(
         examples, recommender.new_items, num_items)
 
-  # Noise and secure sums hide who touched a row: nothing may depend on it.
-  hidden = config.privacy.enabled or config.secure.is_on
-  normalization = server.row_normalization
-  if normalization == 'auto':
-    normalization = 'mean' if hidden else 'contributors'
-  steps = make_server(
-      build_optimizer(server, server.learning_rate),
-      build_optimizer(server, server.learning_rate),
-      make_schedule(server.schedule, server.final_fraction, config.rounds),
-      row_normalization=normalization,
-      lazy_rows=server.lazy_rows and not hidden,
-      transform=server_transform, expected_cohort=expected_cohort,
-      table_dtype=config.model.table_dtype,
-      count_floor=count_floor(config, expected_cohort))
+  steps = build_server(config, server_transform, expected_cohort)
   algorithm = Algorithm(
       init_server=lambda key: steps.init(*recommender.init_server(key)),
       init_personal=recommender.init_personal,

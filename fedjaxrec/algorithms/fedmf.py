@@ -15,13 +15,11 @@ import jax.numpy as jnp
 import optax
 
 from fedjaxrec.algorithms import least_squares
+from fedjaxrec.algorithms.fedavg import build_server
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import Contribution, View
 from fedjaxrec.models.recommender import Recommender
-from fedjaxrec.optimizers import build_optimizer, make_schedule
-from fedjaxrec.protection import count_floor
-from fedjaxrec.server import make_server
 
 
 def make_fedmf(
@@ -50,19 +48,10 @@ def make_fedmf(
     Chai et al., 2019, `Secure Federated Matrix Factorization
     <https://arxiv.org/abs/1906.05108>`_.
   """
-  settings, server = config.fedmf, config.server
+  settings = config.fedmf
   init_items, init_personal = least_squares.make_vectors(recommender)
-  # Noise and secure sums hide who touched a row: nothing may depend on it.
-  hidden = config.privacy.enabled or config.secure.is_on
-  normalization = server.row_normalization
-  stepper = make_server(
-      build_optimizer(server, server.learning_rate),
-      build_optimizer(server, server.learning_rate),
-      make_schedule(server.schedule, server.final_fraction, config.rounds),
-      row_normalization='sum' if normalization == 'auto' else normalization,
-      lazy_rows=server.lazy_rows and not hidden,
-      transform=server_transform, expected_cohort=expected_cohort,
-      count_floor=count_floor(config, expected_cohort))
+  stepper = build_server(
+      config, server_transform, expected_cohort, auto='sum')
 
   def client_update(view: View, examples, num_examples):
     rows, users = view.item_rows['item'], view.personal['user']
