@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 from fedjaxrec.algorithms import least_squares
-from fedjaxrec.algorithms.ials import refuse_transform
+from fedjaxrec.algorithms.ials import init_state, refuse_transform
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
 from fedjaxrec.local_training import Contribution, View, is_off
@@ -123,19 +123,14 @@ def make_fedease(
     return {'weight': jax.vmap(lambda w, items: jnp.zeros(num_items).at[
         items].set(w, mode='drop'))(weight, examples.rows)}
 
-  def init_server(key):
-    del key
-    return ServerState(
-        jnp.int32(0), {'weights': jnp.zeros((num_items, num_items))}, {},
-        optax.EmptyState(), optax.EmptyState())
-
   return Algorithm(
-      init_server=init_server,
+      init_server=lambda key: init_state(
+          {'weights': jnp.zeros((num_items, num_items))}),
       init_personal=lambda key: {'weight': jnp.zeros(num_items)},
       draw=least_squares.draw_slots,
       client_update=client_update,
       server=make_whole_server(
-          lambda table, shared: init_server(None), update),
+          lambda table, shared: init_state(table), update),
       learning_rate_scale=lambda round_index: jnp.float32(1),
       weight_by_examples=False,
       score=lambda own, item_rows, shared: (

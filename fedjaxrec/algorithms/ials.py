@@ -15,6 +15,8 @@ What a server that looks can see: the rows of an upload are the client's items,
 and each holds its vector. In the clear, nothing is hidden.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,6 +27,8 @@ from fedjaxrec.config import Config
 from fedjaxrec.local_training import Contribution, View
 from fedjaxrec.models.recommender import Recommender
 from fedjaxrec.server import ServerState, Sum, make_whole_server
+
+PyTree = Any
 
 NOT_ALONE = (
     'Federation off is not defined here: to the statistics of one client every '
@@ -113,22 +117,33 @@ def make_ials(
 
 
 def refuse_transform(transform, name: str) -> None:
-  """Refuses a transform of a sum that is not of deltas."""
+  """Refuses a transform of a sum that is not of deltas.
+
+  Raises:
+    ValueError: If there is one.
+  """
   if transform is not None:
     raise ValueError(
         f'server_transform with algorithm.name={name}: noise on these sums '
         'needs bounds and projections of their own; use algorithm.name=dpals.')
 
 
-def init_state(table, shared=None) -> ServerState:
-  """The server before its first sweep: vectors and no optimizer."""
+def init_state(table: PyTree, shared: PyTree = None) -> ServerState:
+  """The server before its first round: a table and no optimizer.
+
+  Args:
+    table: Leaves [num_items, ...].
+    shared: What travels whole; None for nothing.
+  """
   return ServerState(
       jnp.int32(0), table, {} if shared is None else shared,
       optax.EmptyState(), optax.EmptyState())
 
 
-def empty_statistics(num_items: int, dim: int):
-  """Zeros of what a cohort sums up to."""
+def empty_statistics(
+    num_items: int, dim: int
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """Zeros of what a cohort sums up to: (by item, whole); matrices packed."""
   entries = dim * (dim + 1) // 2
   return ({'gramian': jnp.zeros((num_items, entries)),
            'vector': jnp.zeros((num_items, dim)),
@@ -137,9 +152,22 @@ def empty_statistics(num_items: int, dim: int):
 
 
 def solve_block(
-    config: Config, num_items: int, view: View, examples, num_examples
+    config: Config, num_items: int, view: View, examples: least_squares.Slots,
+    num_examples: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Solves for a block of clients: vectors [B, dim], their shares of L [B]."""
+  """Solves for a block of clients.
+
+  Args:
+    config: The whole config; the section ials is read.
+    num_items: Items in the catalogue.
+    view: The clients' item rows, and V'V in shared.
+    examples: Their interactions, leaves [B, capacity].
+    num_examples: int32 [B].
+
+  Returns:
+    Vectors float32 [B, dim], and the clients' shares of L, float32 [B], which
+    are 0 for a padding client.
+  """
   a0 = config.ials.unobserved_weight
   counts = num_examples.astype(jnp.float32)
   ridge = least_squares.penalty(config, counts, num_items)
