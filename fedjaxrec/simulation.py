@@ -21,6 +21,7 @@ from fedjaxrec.algorithms.registry import build_algorithm
 from fedjaxrec.algorithms.sequential import label_interactions
 from fedjaxrec.blocks import Algorithm, WithMemory
 from fedjaxrec.config import Config
+from fedjaxrec.config.corrections import sections_on
 from fedjaxrec.hosted_clients import make_cohort_reader
 from fedjaxrec.hosted_rounds import SumOnHost, make_hosted_execute
 from fedjaxrec.memory import (
@@ -281,9 +282,7 @@ def make_simulation(
         'clients; give one row a client, in the order of their ids.')
   recommender = build_recommender(
       config.model, num_items, side and (config.two_tower, side))
-  asked = (config.privacy.clips or config.compression.is_on
-           or config.secure.is_on or config.local_privacy.is_on
-           or config.compression.downlink_bits > 0)
+  asked = sections_on(config)
   if asked and not (client_transform or uplink or server_transform):
     protection = build_protection(
         config, float(config.cohort.size or (num_examples > 0).sum()),

@@ -25,6 +25,7 @@ from fedjaxrec import parallel, population, rounds
 from fedjaxrec.algorithms.sequential import label_members
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
+from fedjaxrec.config.corrections import sections_on
 from fedjaxrec.memory import check_personal_tables, estimate_memory
 from fedjaxrec.models.registry import build_recommender
 from fedjaxrec.participation.plan import Plan, make_planner, room_of_plan
@@ -113,9 +114,7 @@ def protect(
     config: Config, num_examples: np.ndarray, max_cohort: int
 ) -> dict[str, Any]:
   """What the sections privacy, compression and secure ask of `make_parts`."""
-  if not (config.privacy.clips or config.compression.is_on
-          or config.secure.is_on or config.local_privacy.is_on
-          or config.compression.downlink_bits):
+  if not sections_on(config):
     return {}
   expected = float(config.cohort.size or (num_examples > 0).sum())
   return build_protection(config, expected, max_cohort)._asdict()

@@ -11,6 +11,7 @@ from fedjaxrec.algorithms.maml import require_one_gradient
 from fedjaxrec.algorithms.meta_learning import make_full_gradient
 from fedjaxrec.blocks import Algorithm
 from fedjaxrec.config import Config
+from fedjaxrec.config.corrections import sections_on
 from fedjaxrec.local_training import Contribution
 from fedjaxrec.models.recommender import Recommender
 
@@ -66,9 +67,7 @@ def make_metamf(
         f'algorithm.name=metamf with model.name={config.model.name}: its '
         "server generates the clients' models; use model.name=metamf, or, for "
         f'{config.model.name}, algorithm.name=fedavg.')
-  compression = config.compression
-  if (compression.is_on or compression.downlink_bits > 0
-      or config.secure.is_on or config.local_privacy.is_on):
+  if set(sections_on(config)) - {'privacy'}:
     raise ValueError(
         'algorithm.name=metamf with compression, a secure sum or local '
         'privacy: the server must see each gradient, with its client, to pass '

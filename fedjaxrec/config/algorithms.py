@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from fedjaxrec.config.corrections import sections_on
 from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
 SAMPLINGS = ('uniform', 'tail', 'adaptive')
@@ -207,15 +208,9 @@ def check_fedease(config: Any) -> None:
         f'algorithm.name=fedease with model.table_dtype='
         f'{config.model.table_dtype}: a solution is not an average of small '
         'steps, and its rounding would not average out; use float32.')
-  for section, is_on in (
-      ('privacy', config.privacy.enabled or config.privacy.clips),
-      ('compression', config.compression.is_on
-       or config.compression.downlink_bits > 0),
-      ('local_privacy', config.local_privacy.is_on),
-      ('secure', config.secure.is_on)):
-    if is_on:
-      raise ValueError(
-          f'algorithm.name=fedease with a section {section} that is on: what '
-          'its clients send are no deltas, and a chain made for deltas would '
-          'bend the sums that it solves with; switch it off, or use '
-          'algorithm.name=dpals for privacy, fedavg for the others.')
+  for section in sections_on(config):
+    raise ValueError(
+        f'algorithm.name=fedease with a section {section} that is on: what its '
+        'clients send are no deltas, and a chain made for deltas would bend '
+        'the sums that it solves with; switch it off, or use '
+        'algorithm.name=dpals for privacy, fedavg for the others.')

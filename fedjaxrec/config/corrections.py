@@ -13,6 +13,25 @@ _STEPPING = ('fedavg', 'fedper')
 _FREE_MODELS = ('mf', 'neumf', 'pfedrec')
 
 
+def sections_on(config: Any) -> tuple[str, ...]:
+  """The sections that change what a client sends, or what it is sent.
+
+  Args:
+    config: The whole config.
+
+  Returns:
+    Those of privacy, compression (rounded downloads too), local_privacy and
+    secure that are on, in this order.
+  """
+  compression = config.compression
+  is_on = {
+      'privacy': config.privacy.clips,  # There is no noise without a bound.
+      'compression': compression.is_on or compression.downlink_bits > 0,
+      'local_privacy': config.local_privacy.is_on,
+      'secure': config.secure.is_on}
+  return tuple(section for section, on in is_on.items() if on)
+
+
 def check_corrections(config: Any) -> None:
   """Refuses SCAFFOLD and FedNova where their mathematics does not hold.
 
@@ -119,12 +138,5 @@ def _check_algorithm(config: Any, what: str, off: str) -> None:
 
 
 def _check_chain(config: Any, what: str, reason: str) -> None:
-  for section, is_on in (
-      ('privacy', config.privacy.enabled or config.privacy.clips),
-      ('compression', config.compression.is_on
-       or config.compression.downlink_bits > 0),
-      ('local_privacy', config.local_privacy.is_on),
-      ('secure', config.secure.is_on)):
-    if is_on:
-      raise ValueError(
-          f'{what} with a section {section} that is on: {reason}.')
+  for section in sections_on(config):
+    raise ValueError(f'{what} with a section {section} that is on: {reason}.')

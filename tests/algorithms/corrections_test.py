@@ -15,6 +15,7 @@ import pytest
 from fedjaxrec import config
 from fedjaxrec.algorithms.fednova import reach
 from fedjaxrec.communication.ledger import communication_summary
+from fedjaxrec.config.corrections import sections_on
 from fedjaxrec.participation.samplers import build_sampler
 from fedjaxrec.simulation import make_simulation
 from tests import draws, oracles, plain
@@ -353,6 +354,21 @@ class TestFedNova:
 PRIVATE = config.PrivacyConfig(l2_clip_norm=1.0)
 SECURE = config.SecureConfig(level='ideal', l2_clip_norm=1.0)
 COMPRESSED = config.CompressionConfig(quantize='sign')
+
+
+@pytest.mark.parametrize(('changes', 'expected'), [
+    ({}, ()),
+    ({'privacy': PRIVATE}, ('privacy',)),
+    ({'privacy': config.PrivacyConfig(l2_clip_norm=1.0, epsilon=8.0),
+      'compression': COMPRESSED}, ('privacy', 'compression')),
+    ({'compression': config.CompressionConfig(downlink_bits=8)},
+     ('compression',)),
+    ({'local_privacy': config.LocalPrivacyConfig(
+        mechanism='gaussian', epsilon=8.0)}, ('local_privacy',)),
+    ({'secure': SECURE, 'server': plain.server()}, ('secure',)),
+])
+def test_the_sections_that_change_what_travels_are_named(changes, expected):
+  assert sections_on(make_config(**changes)) == expected
 
 
 class TestRefusals:
