@@ -194,14 +194,19 @@ def make_cofedrec(
     expected_cohort: None, likewise.
 
   Raises:
-    ValueError: For a client optimizer other than sgd, or more clusters than
-      items.
+    ValueError: For a client optimizer other than sgd, a transform of the sum,
+      or more clusters than items.
 
   References:
     He et al., 2024, `Co-clustering for Federated Recommender System
     <https://arxiv.org/abs/2411.01690>`_.
   """
   local_steps.require_sgd(config)
+  if server_transform is not None:
+    raise ValueError(
+        'server_transform with algorithm.name=cofedrec: its server takes each '
+        "client's table, and no sum; train without privacy, compression and "
+        'secure sums, or by algorithm.name=pfedrec.')
   client, settings = config.client, config.cofedrec
   if settings.item_clusters > num_items:
     raise ValueError(
@@ -238,13 +243,14 @@ def make_cofedrec(
   server_key = jax.random.key(config.seed)
 
   def cluster(server):
+    """Keeps the clusters of its table where a transform's state would be."""
     key = jax.random.fold_in(
         jax.random.fold_in(server_key, _CLUSTER_STREAM), server.round_index)
-    return cluster_items(
-        server.item_table, settings.item_clusters, settings.cluster_steps, key)
+    return server._replace(transform_state=cluster_items(
+        server.item_table, settings.item_clusters, settings.cluster_steps, key))
 
   def broadcast(server):
-    return {'shared': server.shared, 'cluster': cluster(server),
+    return {'shared': server.shared, 'cluster': server.transform_state,
             'round': server.round_index}
 
   def client_update(view, examples, num_examples):
@@ -265,9 +271,9 @@ def make_cofedrec(
   def mix_clients(server, own):
     # The server has counted the round already that clients took part in.
     there = own.last == server.round_index - 1
-    server = server._replace(item_table=whole_table.mean_table(
-        there, own.table.rows, server.item_table))
-    items = cluster(server)
+    server = cluster(server._replace(item_table=whole_table.mean_table(
+        there, own.table.rows, server.item_table)))
+    items = server.transform_state
 
     def draw(stream, choices):
       key = jax.random.fold_in(
@@ -285,9 +291,10 @@ def make_cofedrec(
         own.table.rows, whole_table.mean_over(group, own.table.rows))
     return server, own._replace(table=ByItem(tables))
 
-  algorithm = make_fedavg(
-      config, recommender, num_items, server_transform, expected_cohort
-  )._replace(
+  fedavg = make_fedavg(
+      config, recommender, num_items, None, expected_cohort)
+  algorithm = fedavg._replace(
+      init_server=lambda key: cluster(fedavg.init_server(key)),
       init_personal=lambda key: Own(
           *whole_table.begin_alike(config, recommender), jnp.int32(-1)),
       client_update=client_update, broadcast=broadcast,

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -228,6 +229,17 @@ def test_the_same_seed_makes_the_same_run_to_the_last_bit(run):
     np.testing.assert_array_equal(leaf, same)
 
 
+def test_the_server_keeps_the_clusters_of_its_table_and_round(run):
+  simulation, state, _ = run
+  for server, r in ((simulation.init().server, 0), (state.server, ROUNDS)):
+    key = jax.random.fold_in(jax.random.fold_in(
+        jax.random.key(4), cofedrec._CLUSTER_STREAM), r)
+    made_again = cofedrec.cluster_items(server.item_table, 4, 3, key)
+    np.testing.assert_array_equal(
+        simulation.algorithm.broadcast(server)['cluster'], made_again)
+    assert len(set(np.asarray(made_again))) > 1
+
+
 def test_an_item_cluster_is_found_and_an_empty_centre_stays():
   rng = np.random.default_rng(0)
   middles = np.array([[0, 0], [9, 0], [0, 9]])
@@ -319,6 +331,10 @@ class TestRefusals:
   def test_a_client_optimizer_with_state(self):
     with pytest.raises(ValueError, match='use client.optimizer=sgd'):
       simulate(make_config(client=plain.client(optimizer='adam')))
+
+  def test_a_transform_of_the_sum(self):
+    with pytest.raises(ValueError, match='server_transform .* no sum'):
+      simulate(make_config(), server_transform=optax.identity())
 
   def test_more_clusters_than_items(self):
     with pytest.raises(ValueError, match='item_clusters=25 with num_items=24'):
