@@ -35,7 +35,7 @@ class Own(NamedTuple):
 
 
 def mix(alpha: jax.Array, own: PyTree, other: PyTree) -> PyTree:
-  """alpha * own + (1 - alpha) * other."""
+  """alpha * own + (1 - alpha) * other, of the same tree; alpha float32 []."""
   return jax.tree.map(lambda v, w: alpha * v + (1 - alpha) * w, own, other)
 
 

@@ -50,7 +50,14 @@ _NOISE_STREAM = 0xD9A15
 
 
 class Sensitivities(NamedTuple):
-  """How far one client can move each sum, in L2 norm."""
+  """How far one client, there or not, can move each sum, in L2 norm.
+
+  Attributes:
+    gramian: Of G, packed.
+    vectors: Of the b_i of all items together.
+    item_gramians: Of the A_i of all items together, packed.
+    counts: Of the items' counts.
+  """
   gramian: float
   vectors: float
   item_gramians: float
@@ -58,7 +65,7 @@ class Sensitivities(NamedTuple):
 
 
 def sensitivities(config: Config) -> Sensitivities:
-  """The bounds that the clients keep."""
+  """The bounds that the clients keep, by their clipping and weights."""
   bound = config.privacy.l2_clip_norm
   root = math.sqrt(config.dpals.items_per_client)
   return Sensitivities(bound**2, root * bound, root * bound**2, root)
@@ -98,7 +105,12 @@ def make_noise(config: Config) -> optax.GradientTransformation:
 
 
 def project(matrices: jax.Array) -> jax.Array:
-  """The nearest positive semi-definite matrices of symmetric ones."""
+  """The nearest positive semi-definite matrices of symmetric ones.
+
+  Args:
+    matrices: [..., dim, dim]. Near in Frobenius norm; an eigendecomposition
+      each.
+  """
   values, basis = jnp.linalg.eigh(matrices)
   scaled = basis * jnp.maximum(values, 0)[..., None, :]
   return jnp.matmul(scaled, jnp.swapaxes(basis, -1, -2),
@@ -117,6 +129,9 @@ def choose_weights(
     budget: k.
     sampling: uniform, tail or adaptive.
     exponent: Of the counts, for adaptive.
+
+  Returns:
+    float32 [capacity]; 0 for what is not eligible.
   """
   if sampling == 'adaptive':
     raw = jnp.where(eligible, jnp.maximum(counts, 1) ** exponent, 0)

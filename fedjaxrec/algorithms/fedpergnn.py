@@ -105,6 +105,9 @@ def draw_ego(
     num_negatives: Negatives for each interaction.
     num_pseudo: Pseudo-items that a client has at most.
     pseudo_key: Typed key of the run: a client's pseudo-items stay the same.
+
+  Returns:
+    EgoExamples. Items, negatives and pseudo-items are distinct.
   """
   count = client.num_examples
   mine = count_pseudo_items(count, num_pseudo, num_items)

@@ -43,7 +43,12 @@ class Slots(NamedTuple):
 
 
 def draw_slots(client: Client, key: jax.Array) -> Slots:
-  """Returns a client's own items, without negatives."""
+  """Returns a client's own items, without negatives.
+
+  Args:
+    client: One client, without block axis.
+    key: Typed key of this client and round: of the random order.
+  """
   place = jnp.arange(client.items.shape[0], dtype=jnp.int32)
   return Slots(
       client.items, place < client.num_examples, client.labels,
@@ -80,7 +85,11 @@ def gramian(table: jax.Array) -> jax.Array:
 
 
 def invert_small(matrices: jax.Array) -> jax.Array:
-  """Inverses of small positive definite matrices, by Gauss and Jordan."""
+  """Inverses of small positive definite matrices, by Gauss and Jordan.
+
+  Args:
+    matrices: [n, size, size]; 2 size^3 multiplications each.
+  """
   size = matrices.shape[-1]
 
   def eliminate(k, both):
@@ -135,7 +144,7 @@ def solve(matrices: jax.Array, vectors: jax.Array) -> jax.Array:
 
 
 def add_to_diagonal(matrices: jax.Array, values: jax.Array) -> jax.Array:
-  """Adds values [n] to the diagonals of [n, dim, dim]."""
+  """Adds values [n] to the diagonals of matrices [n, dim, dim]."""
   eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
   return matrices + values[:, None, None] * eye[None]
 
@@ -188,7 +197,15 @@ def solve_items(
 
 def map_batches(
     fn: Callable[[PyTree], jax.Array], rows: PyTree) -> jax.Array:
-  """Calls fn with some hundred rows at a time: bounds its memory."""
+  """Calls fn with some hundred rows at a time: bounds its memory.
+
+  Args:
+    fn: Leaves [some, ...] -> array [some, ...], each row by itself.
+    rows: Leaves [rows, ...].
+
+  Returns:
+    What fn makes of all of them, [rows, ...].
+  """
   num_rows = len(jax.tree.leaves(rows)[0])
   size = min(_ITEMS_AT_ONCE, num_rows)
   whole = num_rows // size
@@ -205,7 +222,12 @@ def map_batches(
 def make_vectors(
     recommender: Recommender
 ) -> tuple[Callable[[jax.Array], PyTree], Callable[[jax.Array], PyTree]]:
-  """Init functions of the vectors of a factorisation, without its biases."""
+  """Init functions of the vectors of a factorisation, without its biases.
+
+  Returns:
+    Two functions of a typed key: the items', {'item': [num_items, dim]}, and
+    one client's, {'user': [dim]}.
+  """
   return (
       lambda key: {'item': recommender.init_server(key)[0]['item']},
       lambda key: {'user': recommender.init_personal(key)['user']})
@@ -219,7 +241,16 @@ def score(personal: PyTree, item_rows: PyTree, shared: PyTree) -> jax.Array:
 
 def penalty(
     config: Config, counts: jax.Array, others: jax.Array | float) -> jax.Array:
-  """lambda (n + a0 others)^nu of section ials."""
+  """lambda (n + a0 others)^nu of section ials.
+
+  Args:
+    config: The whole config; its scalars may be traced.
+    counts: float32 [...]: n, the interactions of each user or item.
+    others: Of how many items, or clients, a pair with each counts a0.
+
+  Returns:
+    float32, the shape of counts.
+  """
   ials = config.ials
   return ials.regularization * (
       counts + ials.unobserved_weight * others) ** ials.frequency_exponent

@@ -203,7 +203,7 @@ def num_used(batch: Batch) -> jax.Array:
 
 
 def descend(values: PyTree, gradient: PyTree, rate: jax.Array) -> PyTree:
-  """values - rate * gradient."""
+  """values - rate * gradient, of the same tree; rate is float32 []."""
   return jax.tree.map(lambda x, g: x - rate * g, values, gradient)
 
 

@@ -70,6 +70,8 @@ def make_meta_learner(
 ) -> Algorithm:
   """Builds what reptile, fomaml and perfedavg have in common.
 
+  Clients keep the model that they adapted (`Adapted`), which no round reads.
+
   Args:
     config: The whole config; meta.learning_rate and meta.final_epochs are read.
     recommender: The model.

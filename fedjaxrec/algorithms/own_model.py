@@ -35,7 +35,13 @@ class OwnModel(NamedTuple):
 def init_own_model(
     recommender: Recommender, num_items: int, key: jax.Array
 ) -> OwnModel:
-  """A model of one client that knows no row yet, and so is the server's."""
+  """A model of one client that knows no row yet, and so is the server's.
+
+  Args:
+    recommender: The model.
+    num_items: Items in the catalogue.
+    key: Typed key of the client: of its personal part.
+  """
   table, shared = optax.tree.zeros_like(
       jax.eval_shape(recommender.init_server, key), jnp.float32)
   return OwnModel(
@@ -61,7 +67,14 @@ def own_values(
 def keep_own(
     layer: PyTree, item_rows: PyTree, shared: PyTree, used: jax.Array
 ) -> OwnModel:
-  """A block's models after training; leaves of item_rows [*used.shape, ...]."""
+  """A block's models after training.
+
+  Args:
+    layer: What the model marks as personal, leaves [B, ...].
+    item_rows: Leaves [*used.shape, ...].
+    shared: Leaves [B, ...].
+    used: bool [B, ...]: slots that hold an item, which is the client's now.
+  """
   return OwnModel(
       layer, ByItem((item_rows, used.astype(jnp.float32))), shared,
       jnp.ones(len(used)))

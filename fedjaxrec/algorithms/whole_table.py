@@ -146,7 +146,10 @@ def make_table_steps(
 
 
 def pull_towards(rate: float | jax.Array) -> Callable:
-  """Builds drift(table, fixed, scale): down rate / 2 |table - fixed|^2."""
+  """Builds drift(table, fixed, scale): down rate / 2 |table - fixed|^2.
+
+  See `make_table_steps`; rate is times scale, the round's factor.
+  """
   return lambda table, fixed, scale: optax.tree.scale(
       -rate * scale, optax.tree.sub(table, fixed))
 
