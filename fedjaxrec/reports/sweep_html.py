@@ -56,10 +56,12 @@ def _header(
       if (n := sum(o.status == status for o in outcomes)))
   protocols = {o.summary['test']['protocol'] for o in outcomes if o.summary}
   words = ', '.join(describe_protocol(p) for p in sorted(protocols))
+  note = sweep_table.deployment_note(settings)
   return (f'<header>\n<p class="overline">fedjaxrec sweep</p>\n'
           f'<h1>{escape(headline(settings))}</h1>\n'
           f'<p>{escape(name)}{f" · {escape(words)}" if words else ""} · '
-          f'members: {escape(counts)}</p>\n</header>\n')
+          f'members: {escape(counts)}</p>\n'
+          + (f'<p>{escape(note)}</p>\n' if note else '') + '</header>\n')
 
 
 def render_table(

@@ -2,6 +2,7 @@
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 
 from fedjaxrec.reports.sweep_directory import Outcome
@@ -9,6 +10,7 @@ from fedjaxrec.reports.sweep_table import (
     SHOWN,
     VALIDATION,
     Setting,
+    deployment_note,
     metrics_of,
     over_seeds,
     settings_of,
@@ -32,7 +34,10 @@ def render_svg(outcomes: Sequence[Outcome]) -> str:
   path = next((p for p in (_TEST, VALIDATION)
                if any(over_seeds(s, p) for s in settings)), _TEST)
   left = 24 + _CHARACTER * min(46, max(len(s.label) for s in settings))
-  right, height = _WIDTH - 28, _TOP + _ROW * len(settings) + _BOTTOM
+  note = textwrap.wrap(
+      deployment_note(settings), int((_WIDTH - 32) / _CHARACTER))
+  bottom = _BOTTOM + 16 * len(note)
+  right, height = _WIDTH - 28, _TOP + _ROW * len(settings) + bottom
   values = [v for s in settings for v in _values(s, path)]
   ticks = _ticks(min(values), max(values)) if values else []
 
@@ -51,14 +56,16 @@ def render_svg(outcomes: Sequence[Outcome]) -> str:
     x = place(tick)
     parts.append(
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 8}" '
-        f'y2="{height - _BOTTOM}" stroke="#e1e5ec"/>'
-        f'<text x="{x:.1f}" y="{height - _BOTTOM + 18}" text-anchor="middle" '
+        f'y2="{height - bottom}" stroke="#e1e5ec"/>'
+        f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle" '
         f'fill="#5d6778">{tick:.6g}</text>')
   for row, setting in enumerate(settings):
     parts += _row(setting, path, _TOP + _ROW * (row + 0.5), left, place)
-  parts.append(
-      f'<text x="16" y="{height - 8}" fill="#5d6778">The interval is over '
-      'seeds of training, not over users.</text>')
+  said = ['The interval is over seeds of training, not over users.', *note]
+  parts += [
+      f'<text x="16" y="{height - 8 - 16 * place}" fill="#5d6778">'
+      f'{html.escape(line)}</text>'
+      for place, line in enumerate(reversed(said))]
   return '\n'.join([*parts, '</svg>', ''])
 
 

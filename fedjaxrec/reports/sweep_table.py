@@ -224,6 +224,30 @@ def cells(
            f'{statistics.fmean(seconds):.2f}' if done else '-']
 
 
+def deployment_note(settings: Sequence[Setting]) -> str:
+  """Whose the epsilons are, in a sentence; empty for the simulation's own.
+
+  It stands wherever a sweep shows an epsilon: with privacy.deployment_cohort
+  the simulation's clients see a fraction of the noise that it asks for.
+  """
+  cohorts = set()
+  for setting in settings:
+    for member in setting.members:
+      private = member.summary.get('privacy') or {}
+      cohorts.add(private.get('deployment_cohort') or setting.values.get(
+          'privacy.deployment_cohort'))
+  known = sorted(filter(None, cohorts))
+  if not known:
+    return ''
+  return ('Every epsilon is that of a simulated deployment with cohorts of '
+          f'{" or ".join(f"{size:,}" for size in known)}, not of this '
+          'simulation, whose clients see less noise.' if len(cohorts) == 1 else
+          'The epsilons with a deployment cohort '
+          f'({", ".join(f"{size:,}" for size in known)}) are those of a '
+          'simulated deployment, not of this simulation, whose clients see '
+          'less noise.')
+
+
 def caption(settings: Sequence[Setting]) -> str:
   """What the numbers of the table are, in one sentence each."""
   text = ('Mean over seeds ± half of its 95 % t interval (n - 1 degrees of '
@@ -232,7 +256,7 @@ def caption(settings: Sequence[Setting]) -> str:
   best = best_setting(settings)
   if best is not None and len(settings) > 1:
     text += f' Best on the validation set: {settings[best].label}.'
-  return text
+  return ' '.join(filter(None, (text, deployment_note(settings))))
 
 
 def markdown(outcomes: Sequence[Outcome], fields: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import re
 import xml.etree.ElementTree
 
 import pytest
+import rich.console
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +51,42 @@ OUTCOMES = [
     make_outcome(4, 1.0, 0, 0.0, status='diverged'),
     make_outcome(5, 1.0, 1, 0.0, status='unfinished')]
 SWEEP = {'config': config.to_dict(config.Config()), 'fields': FIELDS}
+
+
+def with_privacy(outcome, epsilon, deployment):
+  return outcome._replace(
+      values={'privacy.epsilon': epsilon},
+      summary=outcome.summary | {'privacy': {
+          'epsilon': epsilon, 'deployment_cohort': deployment,
+          'noise_scale': 0.01}})
+
+
+@pytest.mark.parametrize('cohort', [None, 10_000])
+def test_whose_an_epsilon_is_stands_wherever_a_sweep_shows_it(cohort):
+  outcomes = [with_privacy(OUTCOMES[i], 2.0 + i, cohort) for i in (0, 2)]
+  sweep = SWEEP | {'fields': ['privacy.epsilon']}
+  console = rich.console.Console(record=True, width=400, file=io.StringIO())
+  sweep_table.print_settings(outcomes, sweep['fields'], console)
+  svg = sweep_plot.render_svg(outcomes)
+  xml.etree.ElementTree.fromstring(svg)
+  page = sweep_html.render_sweep(sweep, outcomes)
+  texts = [sweep_table.markdown(outcomes, sweep['fields']),
+           console.export_text(), svg, page.partition('</header>')[0],
+           page.partition('</header>')[2]]
+  for text in texts:
+    assert 'epsilon' in text
+    said = 'simulated deployment with cohorts of 10,000' in ' '.join(
+        re.sub(r'</?text[^>]*>', ' ', text).split())
+    assert said == (cohort is not None)
+
+
+def test_a_sweep_of_deployment_cohorts_says_which_epsilons_are_theirs():
+  settings = sweep_table.settings_of([
+      with_privacy(OUTCOMES[i], 2.0 + i, n)
+      for i, n in zip((0, 2, 3), (None, 500, 10_000))])
+  note = sweep_table.deployment_note(settings)
+  assert '(500, 10,000) are those of a simulated deployment' in note
+  assert sweep_table.deployment_note(settings[:1]) == ''
 
 
 @pytest.mark.parametrize(('degrees', 'value'), [
