@@ -26,6 +26,7 @@ from fedjaxrec.orchestration.benchmark_methods import (
   PROTOCOLS,
   Dataset,
   Method,
+  describe_settings,
 )
 from fedjaxrec.reports import (
   benchmark_directory,
@@ -59,6 +60,7 @@ def plan_runs(plan: Plan) -> list[dict[str, Any]]:
   return [
       {'dataset': dataset.name, 'method': method.name, 'seed': seed,
        'counterpart': method.counterpart,
+       **describe_settings(method.path, dataset.name),
        'fields': plain(method.with_seed(seed).fields())}
       for dataset, methods in zip(plan.datasets, plan.methods)
       for method in methods for seed in plan.seeds]

@@ -25,7 +25,11 @@ from fedjaxrec.data import whole_file
 from fedjaxrec.data.splits import Split
 from fedjaxrec.orchestration import benchmark, benchmark_runs, grid
 from fedjaxrec.orchestration.benchmark import Plan, plain
-from fedjaxrec.orchestration.benchmark_methods import Dataset, Method
+from fedjaxrec.orchestration.benchmark_methods import (
+  Dataset,
+  Method,
+  write_header,
+)
 from fedjaxrec.references.tuning import carve_validation
 from fedjaxrec.reports import benchmark_directory, run_directory
 from fedjaxrec.reports.sweep_table import show
@@ -247,10 +251,8 @@ def _choose(
           if line.startswith('--')
           and line[2:].partition('=')[0] not in values]
   text = '\n'.join([
-      f'# {method.name} on {dataset.name}: the best of {len(settings)} '
-      f'settings (budget {budget}),',
-      '# those of the stored file and drawn ones, by validation NDCG@10, seed '
-      f'{seed}: {trials[best]["ndcg@10"]:.4f}.',
+      *write_header(method.name, dataset.name, len(settings), budget,
+                    f'seed {seed}: {trials[best]["ndcg@10"]:.4f}'),
       *kept, *(f'--{name}={show(value)}' for name, value in values.items()),
       ''])
   path = benchmark_directory.chosen_path(workdir, dataset.name, method.name)

@@ -155,11 +155,11 @@ def make_evaluator(
       return item_table
     return Numbered(item_table, np.arange(num_items, dtype=np.int32))
 
-  def local_only() -> Metrics | None:
+  def local_only() -> tuple[Metrics, Ranks] | None:
     """Clients with a test item, or a sample of them, trained alone.
 
-    None where nobody who is asked has anything to train on, or where training
-    alone is not defined.
+    Their metrics, and their ranks by user id. None where nobody who is asked
+    has anything to train on, or where training alone is not defined.
     """
     if simulation.algorithm.not_alone:
       return None
@@ -186,16 +186,17 @@ def make_evaluator(
           if moments('train') is not None
           else label_interactions(config, own.offsets, own.ratings))
     scores = kept['scores']
-    rank = make_test_ranker(controls.score_from_matrix, users)
-    return summarise(
-        rank(scores, np.arange(num_items, dtype=np.int32), ()), users)
+    ranks = make_test_ranker(controls.score_from_matrix, users)(
+        scores, np.arange(num_items, dtype=np.int32), ())
+    return (summarise(ranks, users),
+            ranks._replace(user=users[np.asarray(ranks.user)]))
 
   def after_finetuning(personal, item_table, shared):
     if finetuning is None:
       return {}
     tuned = finetuning[1](personal, item_table, shared)
     rank_tuned = make_test_ranker(finetuning[0])
-    return {'finetuned': summarise(rank_tuned(tuned, item_table, shared))}
+    return {'finetuned': rank_tuned(tuned, item_table, shared)}
 
   def test(personal, item_table, shared):
     personal = fold_in(personal, item_table, shared)
@@ -213,18 +214,24 @@ def make_evaluator(
                 if config.objective.leaks else evaluation.protocol),
             'personalised': summarise(personalised),
             'aggregated': summarise(aggregated),
-            **after_finetuning(personal, item_table, shared),
+    tuned = after_finetuning(personal, item_table, shared)
+    alone = local_only() if evaluation.local_only else None
+    by_item = {**compared, 'aggregated': aggregated, **tuned}
+    # A sample of the clients is asked for other items than all of them.
+    if alone and len(alone[1].rank) == len(personalised.rank):
+      by_item['local_only'] = alone[1]
+            **{name: summarise(ranks) for name, ranks in tuned.items()},
         },
         'controls': {
             'popularity': summarise(popular),
-            'local_only': local_only() if evaluation.local_only else None,
+            'local_only': alone and alone[0],
             **({'local_only_note': simulation.algorithm.not_alone}
                if simulation.algorithm.not_alone else {}),
         },
         'groups': groups.group_metrics(
             compared, activity, ks, num_groups=evaluation.num_groups,
             bootstrap_samples=evaluation.bootstrap_samples, seed=config.seed),
-        'item_groups': groups.popularity_groups(compared, popularity, ks),
+        'item_groups': groups.popularity_groups(by_item, popularity, ks),
         **({'ratings': rate(personal, item_table, shared)}
            if predicts_ratings else {}),
         **({'adaptation': adaptation_curve(

@@ -45,6 +45,8 @@ class Outcome(NamedTuple):
     status: done, diverged, refused, failed or unfinished.
     summary: The content of summary.json; empty where it is not done.
     message: What was said when it diverged, was refused or failed.
+    settings: How its settings were chosen, `best of 12` by a search or
+      `stored`; empty where benchmark.json does not say.
   """
   dataset: str
   method: str
@@ -54,6 +56,7 @@ class Outcome(NamedTuple):
   status: str
   summary: dict[str, Any]
   message: str = ''
+  settings: str = ''
 
 
 def slug(name: str) -> str:
@@ -126,5 +129,6 @@ def read_outcomes(
         run_directory.read_json(folder / run_directory.SUMMARY)
         if status == 'done' else {},
         run_directory.read_json(folder / FAILED)['message']
-        if status in ('diverged', 'refused', 'failed') else ''))
+        if status in ('diverged', 'refused', 'failed') else '',
+        run.get('settings', '')))
   return outcomes

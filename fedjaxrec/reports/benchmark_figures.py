@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from fedjaxrec.reports.benchmark_table import (
   FULL,
   MAIN,
-  QUINTILES,
   Line,
+  item_columns,
 )
 from fedjaxrec.reports.figures import Figure, format_bytes
 from fedjaxrec.reports.sweep_table import format_interval, interval
@@ -117,12 +117,14 @@ def against_cost(
 
 def popularity(lines: Sequence[Line], dataset: str) -> Figure | None:
   """Recall@10 by the popularity of the test item: a row a method."""
-  rows = [
-      (html.escape(line.label), found) for line in _of(lines, dataset)
-      if any(found := [
-          mean.mean if (mean := line.over_seeds(
-              FULL, f'item_quintile_{n}_recall@10')) else None
-          for n in range(1, QUINTILES + 1)])]
+  groups = item_columns(lines, dataset)
+  rows = []
+  for line in _of(lines, dataset):
+    if line.is_reference or line.parameters != 'aggregated':
+      means = [line.over_seeds(FULL, metric) for metric in groups.values()]
+      if any(means):
+        rows.append((html.escape(line.label),
+                     [mean and mean.mean for mean in means]))
   if not rows:
     return None
   rows = rows[::-1]
@@ -130,12 +132,13 @@ def popularity(lines: Sequence[Line], dataset: str) -> Figure | None:
       'data': [{
           'type': 'heatmap', 'z': [found for _, found in rows],
           'y': [label for label, _ in rows],
-          'x': ['1: least popular', '2', '3', '4', '5: most popular'],
+          'x': [html.escape(name) for name in groups],
           'colorscale': 'Blues', 'reversescale': True,
           'texttemplate': '%{z:.3f}', 'xgap': 1, 'ygap': 1,
-          'hovertemplate': '%{y}, quintile %{x}: %{z:.4f}<extra></extra>'}],
+          'hovertemplate': '%{y}, %{x}: %{z:.4f}<extra></extra>'}],
       'layout': {
-          'title': {'text': 'Recall@10 by popularity of the test item'},
+          'title': {'text': 'Recall@10 of test items by their training '
+                            'interactions'},
           'xaxis': {'type': 'category', 'showgrid': False},
           'yaxis': {'type': 'category', 'ticksuffix': '  '}},
   }

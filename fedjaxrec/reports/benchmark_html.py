@@ -1,7 +1,7 @@
 """The page of a benchmark: one HTML file that opens offline; see `page`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedjaxrec.reports import benchmark_figures as draw
@@ -35,7 +35,7 @@ def render_benchmark(
       *(_dataset(name, lines, plots, index)
         for index, name in enumerate(names)),
       _notes(benchmark, outcomes)))
-  return render_page('fedjaxrec benchmark', body, plots)
+  return render_page('fedjaxrec benchmark', body, plots, wide=True)
 
 
 def headline(lines: Sequence[Line], dataset: str) -> str:
@@ -73,9 +73,9 @@ def _dataset(
     name: str, lines: Sequence[Line], plots: dict[str, figures.Figure],
     index: int
 ) -> str:
-  head, *rows = benchmark_table.cells(lines, name)
-  control_head, *controls = benchmark_table.control_cells(lines, name)
-  height = 130 + 26 * len(rows)
+  methods = len({line.label for line in lines
+                 if line.dataset == name and not line.is_control})
+  height = 130 + 26 * methods
 
   def place(what, figure, high=0):
     return plot(plots, f'{what}-{index}', figure,
@@ -91,13 +91,18 @@ def _dataset(
       place(cost, draw.against_cost(lines, name, cost), 420)
       for cost in ('wall_s', 'bytes'))
   return section(
-      name, f'<p>{escape(benchmark_table.caption(lines, name))}</p>\n',
-      _column(_part(head, rows, benchmark_table.RESULTS)
-              + _part(head, rows, benchmark_table.REACH) + charts + costs)
+      name, _paragraph(benchmark_table.caption(lines, name)),
+      _table(benchmark_table.result_cells(lines, name)),
+      _more(lines, name, benchmark_table.result_cells)
   ) + section(
-          f'{name}: controls',
-          f'<p>{escape(benchmark_table.CONTROLS_CAPTION)}</p>\n',
-          render_table(control_head, controls))
+      f'{name}: fairness and reach',
+      _paragraph(benchmark_table.reach_caption(lines, name)),
+      _table(benchmark_table.reach_cells(lines, name)),
+      _more(lines, name, benchmark_table.reach_cells)
+  ) + section(f'{name}: figures', _column(charts + costs)
+  ) + section(
+      f'{name}: controls', _paragraph(benchmark_table.CONTROLS_CAPTION),
+      _table(benchmark_table.control_cells(lines, name)))
 
 
 def _column(cards: str) -> str:
@@ -106,13 +111,26 @@ def _column(cards: str) -> str:
           f'{cards}</div>\n')
 
 
-def _part(
-    head: Sequence[str], rows: Sequence[Sequence[str]], wanted: Sequence[str]
+def _paragraph(text: str) -> str:
+  return f'<p>{escape(text)}</p>\n'
+
+
+def _table(cells: Sequence[Sequence[str]]) -> str:
+  head, *rows = cells
+  return render_table(head, rows)
+
+
+def _more(
+    lines: Sequence[Line], name: str, make: Callable[..., list[list[str]]]
 ) -> str:
-  """Some columns of a table that would be too wide for a page."""
-  at = [head.index(name) for name in wanted]
-  return render_table([head[i] for i in at], [[row[i] for i in at]
-                                              for row in rows])
+  """The rows of one model for all, behind a line to click."""
+  cells = make(lines, name, aggregated=True)
+  if len(cells) < 2:
+    return ''
+  return ('<details class="more"><summary>The same with aggregated parameters: '
+          f'{len(cells) - 1} methods</summary>\n'
+          f'{_paragraph(benchmark_table.AGGREGATED_CAPTION)}{_table(cells)}'
+          '</details>\n')
 
 
 def _notes(
@@ -121,10 +139,9 @@ def _notes(
   notes = {
       'Interval': 'Student t, 95 %, over seeds. With few seeds it is wide; it '
                   'does not cover other users.',
-      'Selection': 'Settings, and the round of each run that is tested, are '
-                   'chosen on validation where the data set has one.',
-      'Aggregated': "The server's model with the average of the personal "
-                    'parameters: what a user without any would get.'}
+      'Round': _selection(benchmark),
+      'Settings': _settings(benchmark),
+      'Aggregated': benchmark_table.AGGREGATED_CAPTION}
   missing = ''.join(f'<li>{escape(text)}</li>\n'
                     for text in benchmark_table.failures(outcomes))
   rows = ''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n'
@@ -136,5 +153,49 @@ def _notes(
   return section(
       'Notes', f'<div class="card"><dl>\n{rows}</dl></div>\n',
       f'<div class="card"><ul>\n{missing}</ul></div>\n' if missing else '',
+      _sources(benchmark),
       '<details class="card"><summary>Settings of every method</summary>\n'
       f'<pre>{text}</pre></details>\n')
+
+
+def _selection(benchmark: Mapping[str, Any]) -> str:
+  """Which round of a run is tested."""
+  last = sorted({run['method'] for run in benchmark['runs']
+                 if run['fields'].get('evaluation.selection') == 'last'})
+  by_errors = sorted({run['method'] for run in benchmark['runs']
+                      if run['fields'].get('evaluation.select_by') == 'rmse'})
+  text = ('A run is tested at its best round by NDCG@10 on validation, or at '
+          'its last where the data set has no validation part')
+  if by_errors:
+    text += f'; the best by RMSE: {", ".join(by_errors)}'
+  if last:
+    text += f'; always at its last: {", ".join(last)}'
+  return f'{text}.'
+
+
+def _settings(benchmark: Mapping[str, Any]) -> str:
+  """How many methods were tuned for this benchmark, and how many were not."""
+  known = {(run['dataset'], run['method']): run.get('settings', '')
+           for run in benchmark['runs']}
+  tuned = sum(words.startswith('best of') for words in known.values())
+  stored = sum(words == 'stored' for words in known.values())
+  text = (f'Of {len(known)} methods and data sets, {tuned} have the settings '
+          'that a search on the validation part of this data set found best, '
+          f'and {stored} those of their stored files, which no such search '
+          'chose: a difference between methods may be one of settings.')
+  if tuned + stored < len(known):
+    text += f' Of {len(known) - tuned - stored} it is not recorded.'
+  return text
+
+
+def _sources(benchmark: Mapping[str, Any]) -> str:
+  """Each method's file, and what it says of itself."""
+  rows = list(dict.fromkeys(
+      (run['dataset'], run['method'], run['settings'], run['file'],
+       run['about']) for run in benchmark['runs'] if 'settings' in run))
+  if not rows:
+    return ''
+  return ('<details class="card words"><summary>Where the settings are from'
+          '</summary>\n' + render_table(
+              ['data set', 'method', 'settings', 'file', 'what the file says'],
+              rows) + '</details>\n')

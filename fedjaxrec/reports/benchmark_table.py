@@ -3,7 +3,8 @@
 An interval is Student's t interval over seeds, see `sweep_table`. What stands
 beside a method as a control has a name of its own: METHOD:local_only (its
 clients trained alone: federation off), METHOD:permuted (the same parameters,
-each user asked for another user's test items), METHOD:finetuned.
+each user asked for another user's test items), METHOD:finetuned. Methods with
+their personal parameters stand in one table, with the mean of them in another.
 """
 
 import csv
@@ -27,22 +28,19 @@ from fedjaxrec.reports.tables import (
 COLUMNS = ('dataset', 'protocol', 'method', 'parameters', 'seed', 'metric',
            'value', 'wall_s', 'bytes')
 FULL, SAMPLED = 'full', 'sampled-99'
-MAIN = 'ndcg@10'
+MAIN, MAIN_LABEL = 'ndcg@10', 'NDCG@10'
 CONTROLS = ('local_only', 'permuted')
 _SHOWN = {
-    'NDCG@10': (FULL, MAIN), 'HR@10': (FULL, 'hit_rate@10'),
+    MAIN_LABEL: (FULL, MAIN), 'HR@10': (FULL, 'hit_rate@10'),
     'NDCG@10, 99 sampled': (SAMPLED, MAIN),
     'HR@10, 99 sampled': (SAMPLED, 'hit_rate@10')}
 _REACH = {
     'worst decile': 'worst_decile_ndcg@10',
     'coverage@10': 'coverage@10', 'Gini@10': 'gini@10'}
-QUINTILES = 5
+# Of methods that predict ratings.
+_ERRORS = {'RMSE': 'rmse', 'MAE': 'mae'}
+_QUINTILES = 5
 _GAPS = ('gap to best central', 'gap to own central')
-_WHO = ('method', 'parameters')
-_ITEMS = tuple(f'quintile {n}' for n in range(1, QUINTILES + 1))
-# The columns of the table, in two parts for where it is too wide.
-RESULTS = (*_WHO, 'seeds', *_SHOWN, *_GAPS, 'wall_s', 'bytes')
-REACH = (*_WHO, *_REACH, *_ITEMS)
 
 
 class Row(NamedTuple):
@@ -65,8 +63,11 @@ class Line(NamedTuple):
     counterpart: The method that it is compared with, or empty.
     leaks: Whether training was told of the held-out items.
     values: (protocol, metric) -> seed -> value.
+    settings: Where its settings are from, see `Outcome`.
     wall_s: Of each seed's run.
     num_bytes: Likewise.
+    item_groups: Of each seed's run, what its groups of test items are called,
+      the least popular first.
   """
   dataset: str
   method: str
@@ -75,8 +76,10 @@ class Line(NamedTuple):
   counterpart: str
   leaks: bool
   values: dict[tuple[str, str], dict[int, float]]
+  settings: str
   wall_s: dict[int, float]
   num_bytes: dict[int, float]
+  item_groups: dict[int, tuple[str, ...]]
 
   @property
   def label(self) -> str:
@@ -104,27 +107,62 @@ def rows_of(outcome: Outcome) -> Iterator[Row]:
   for section in sections:
     test = section['test']
     name = test['protocol']
-    found: list[tuple[str, str, Any]] = [
-        (outcome.method, own, test['personalised'])]
+    owners = {'personalised': (outcome.method, own)}
     if not outcome.is_reference:
-      found += [
-          (outcome.method, 'aggregated', test['aggregated']),
-          (f'{outcome.method}:finetuned', 'personalised',
-           test.get('finetuned')),
-          (f'{outcome.method}:local_only', 'personalised',
-           (section.get('controls') or {}).get('local_only'))]
-    for method, parameters, metrics in found:
-      for metric, value in _numbers(metrics):
+      owners |= {
+          'aggregated': (outcome.method, 'aggregated'),
+          'finetuned': (f'{outcome.method}:finetuned', 'personalised'),
+          'local_only': (f'{outcome.method}:local_only', 'personalised')}
+    found = {**test, 'local_only': (section.get('controls') or {}).get(
+        'local_only')}
+    for key, (method, parameters) in owners.items():
+      for metric, value in _numbers(found.get(key)):
         yield Row(name, method, parameters, metric, value)
-    for index, group in enumerate(section.get('item_groups') or (), 1):
-      for metric, value in _numbers(group.get('personalised')):
-        yield Row(name, outcome.method, own,
-                  f'item_quintile_{index}_{metric}', value)
+    ratings = section.get('ratings') or {}
+    for key in owners:
+      for metric, value in _numbers(ratings.get(key)):
+        yield Row(name, *owners[key], metric, value)
+    item_groups = section.get('item_groups') or ()
+    for index, group in enumerate(item_groups):
+      for key, (method, parameters) in owners.items():
+        for metric, value in _numbers(group.get(key)):
+          yield Row(name, method, parameters, item_metric(
+              index, len(item_groups), metric), value)
   for section, metrics in zip(
       sections, (summary.get('permuted') or {}).values()):
     for metric, value in _numbers(metrics):
       yield Row(section['test']['protocol'], f'{outcome.method}:permuted', own,
                 metric, value)
+
+
+def item_metric(index: int, num_groups: int, metric: str) -> str:
+  """What a metric of a group of test items is called in the tidy table.
+
+  Quintiles, the least popular first; where popularity is tied there are fewer
+  groups, and they are no quintiles.
+  """
+  if num_groups == _QUINTILES:
+    return f'item_quintile_{index + 1}_{metric}'
+  return f'item_group_{index + 1}_of_{num_groups}_{metric}'
+
+
+def item_columns(lines: Sequence[Line], dataset: str) -> dict[str, str]:
+  """The groups of a data set's test items: what each is, and its metric.
+
+  Called by their popularity where that is the same in every run; a population
+  that is made up anew with each seed has other items.
+  """
+  found = {names for line in lines if line.dataset == dataset
+           for names in line.item_groups.values() if names}
+  columns = {}
+  for size in sorted({len(names) for names in found}):
+    same = [names for names in found if len(names) == size]
+    for index in range(size):
+      label = f'items {same[0][index].partition(" ")[0]}'
+      if len(found) > 1:
+        label = f'items {index + 1} of {size}'
+      columns[label] = item_metric(index, size, 'recall@10')
+  return columns
 
 
 def _numbers(metrics: Mapping[str, Any] | None) -> Iterator[tuple[str, float]]:
@@ -174,8 +212,10 @@ def lines_of(outcomes: Sequence[Outcome]) -> list[Line]:
       line = lines.setdefault(
           (outcome.dataset, row.method, row.parameters), Line(
               outcome.dataset, row.method, row.parameters,
-              outcome.is_reference, outcome.counterpart, bool(leak),
-              {}, {}, {}))
+              outcome.is_reference, outcome.counterpart, bool(leak), {},
+              outcome.settings, {}, {}, {}))
+      line.item_groups[outcome.seed] = tuple(
+          group['label'] for group in outcome.summary.get('item_groups') or ())
       line.values.setdefault(
           (protocol, row.metric), {})[outcome.seed] = row.value
       line.wall_s[outcome.seed], line.num_bytes[outcome.seed] = _cost(
@@ -220,24 +260,56 @@ def counterpart_of(lines: Sequence[Line], line: Line) -> Line | None:
   return None
 
 
-def cells(lines: Sequence[Line], dataset: str) -> list[list[str]]:
-  """The head, and a row for each method of a data set; no controls."""
+def _rows_of_table(
+    lines: Sequence[Line], dataset: str, aggregated: bool
+) -> list[Line]:
+  """The contenders; personalised or aggregated, references with the former."""
+  return [line for line in lines
+          if line.dataset == dataset and not line.is_control
+          and aggregated == (
+              line.parameters == 'aggregated' and not line.is_reference)]
+
+
+def result_cells(
+    lines: Sequence[Line], dataset: str, aggregated: bool = False
+) -> list[list[str]]:
+  """The head, and a row for each method: what it is worth, and what it costs.
+
+  Args:
+    lines: Of `lines_of`.
+    dataset: The data set.
+    aggregated: The methods with the mean of personal parameters, or those with
+      their own and the references; no controls.
+  """
+  mine = _rows_of_table(lines, dataset, aggregated)
+  errors = {label: metric for label, metric in _ERRORS.items()
+            if any(line.dataset == dataset and line.over_seeds(FULL, metric)
+                   for line in lines)}
   best = best_reference(lines, dataset)
-  head = [*_WHO, 'seeds', *_SHOWN, *_GAPS, *_REACH, *_ITEMS, 'wall_s', 'bytes']
-  rows = [head]
-  for line in lines:
-    if line.dataset != dataset or line.is_control:
-      continue
-    rows.append([
-        line.label, line.parameters, str(len(line.wall_s)),
-        *(format_interval(line.over_seeds(*where))
-          for where in _SHOWN.values()),
-        gap(line, best), gap(line, counterpart_of(lines, line)),
-        *(_short(line, metric) for metric in _REACH.values()),
-        *(_short(line, f'item_quintile_{n}_recall@10')
-          for n in range(1, QUINTILES + 1)),
-        *_costs(line)])
-  return rows
+  return [['method', 'seeds', *_SHOWN, *_GAPS, *errors, 'wall_s', 'bytes'], *(
+      [line.label, str(len(line.wall_s)),
+       *(format_interval(line.over_seeds(*where))
+         for where in _SHOWN.values()),
+       gap(line, best), gap(line, counterpart_of(lines, line)),
+       *(format_interval(line.over_seeds(FULL, metric))
+         for metric in errors.values()),
+       *_costs(line)] for line in mine)]
+
+
+def reach_cells(
+    lines: Sequence[Line], dataset: str, aggregated: bool = False
+) -> list[list[str]]:
+  """The head, and a row for each method: whom it serves, and with what.
+
+  Args: as in `result_cells`.
+  """
+  groups = item_columns(lines, dataset)
+  return [['method', MAIN_LABEL, *_REACH, *groups, 'settings'], *(
+      [line.label,
+       *(_short(line, metric)
+         for metric in (MAIN, *_REACH.values(), *groups.values())),
+       line.settings or '-']
+      for line in _rows_of_table(lines, dataset, aggregated))]
 
 
 def control_cells(lines: Sequence[Line], dataset: str) -> list[list[str]]:
@@ -278,11 +350,25 @@ def caption(lines: Sequence[Line], dataset: str) -> str:
       'Test set; the full ranking but where 99 sampled is said. Mean over '
       'seeds ± half of the 95 % t interval over them: what another seed would '
       f'change, not other users. Gaps: NDCG@10 against {against}, and against '
-      'the same model, or the nearest, trained centrally. Worst decile: '
-      'NDCG@10 of the activity decile that is served worst. Quintiles: '
-      'recall@10 of test items by popularity, 1 the least popular. wall_s: a '
-      'run with compilation and evaluation. bytes: all that clients sent and '
-      'received.')
+      'the same model, or the nearest, trained centrally. '
+      + ('RMSE and MAE: of the held-out ratings. ' if any(
+          line.dataset == dataset and line.over_seeds(FULL, metric)
+          for line in lines for metric in _ERRORS.values()) else '')
+      + 'wall_s: a run with compilation and evaluation. bytes: all that '
+      'clients sent and received.')
+
+
+def reach_caption(lines: Sequence[Line], dataset: str) -> str:
+  """What the numbers of a data set's second table are."""
+  groups = list(item_columns(lines, dataset))
+  return (
+      'Full ranking, mean over seeds. Worst decile: NDCG@10 of the activity '
+      'decile that is served worst. Coverage: items that somebody is shown '
+      'among the first 10. Gini: how unequally they are shown, 0 all alike.'
+      + (f' {groups[0]}, ...: recall@10 of the test items by their training '
+         'interactions, the least popular first.' if groups else '')
+      + ' settings: best of N settings by a search on validation, or stored: '
+      'those of its file, whatever they were chosen by.')
 
 
 def failures(outcomes: Sequence[Outcome]) -> list[str]:
@@ -298,16 +384,24 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
   lines = lines_of(outcomes)
   parts = ['# Benchmark', '']
   for dataset in dict.fromkeys(o.dataset for o in outcomes):
-    parts += [f'## {dataset}', '', *markdown_rows(cells(lines, dataset)), '',
-              caption(lines, dataset), '', '### Controls', '',
-              *markdown_rows(control_cells(lines, dataset)), '',
-              CONTROLS_CAPTION, '']
+    parts += [
+        f'## {dataset}', '', *markdown_rows(result_cells(lines, dataset)), '',
+        caption(lines, dataset), '', *markdown_rows(
+            reach_cells(lines, dataset)), '', reach_caption(lines, dataset), '',
+        '### Aggregated', '', AGGREGATED_CAPTION, '',
+        *markdown_rows(result_cells(lines, dataset, aggregated=True)), '',
+        *markdown_rows(reach_cells(lines, dataset, aggregated=True)), '',
+        '### Controls', '', *markdown_rows(control_cells(lines, dataset)), '',
+        CONTROLS_CAPTION, '']
   missing = failures(outcomes)
   if missing:
     parts += ['## Without numbers', '', *(f'- {text}' for text in missing), '']
   return '\n'.join(parts)
 
 
+AGGREGATED_CAPTION = (
+    "The server's model with the average of the personal parameters: what a "
+    'user without any would get.')
 CONTROLS_CAPTION = (
     'Federation off: every client trains alone; on a sound protocol near '
     'chance. Permuted: the same parameters, but each user is asked for the '
@@ -317,14 +411,18 @@ CONTROLS_CAPTION = (
 def print_results(
     outcomes: Sequence[Outcome], console: rich.console.Console | None = None
 ) -> None:
-  """Prints each data set's table, the first columns of it."""
+  """Prints each data set's tables; the aggregated rows below the others."""
   console = console or open_console()
   lines = lines_of(outcomes)
   for dataset in dict.fromkeys(o.dataset for o in outcomes):
-    rows = cells(lines, dataset)
-    wanted = [rows[0].index(name) for name in RESULTS]
-    console.print(cell_table(
-        [[row[index] for index in wanted] for row in rows], title=dataset,
-        caption=caption(lines, dataset), left=len(_WHO)))
+    for make, words in ((result_cells, caption), (reach_cells, reach_caption)):
+      console.print(cell_table(
+          make(lines, dataset), title=dataset, caption=words(lines, dataset),
+          left=1))
+      below = make(lines, dataset, aggregated=True)
+      if len(below) > 1:
+        console.print(cell_table(
+            below, title=f'{dataset}, aggregated', caption=AGGREGATED_CAPTION,
+            left=1))
   for text in failures(outcomes):
     console.print(text, style='yellow', highlight=False, markup=False)

@@ -14,7 +14,8 @@ _POLICY = ("default-src 'none'; script-src 'unsafe-inline'; "
 
 
 def render_page(
-    title: str, body: str, plots: Mapping[str, figures.Figure]
+    title: str, body: str, plots: Mapping[str, figures.Figure],
+    wide: bool = False
 ) -> str:
   """Renders a page, some 5 MB, most of it plotly.js.
 
@@ -22,6 +23,7 @@ def render_page(
     title: The page's title, plain text.
     body: HTML of what is shown, with a place for each plot (see `plot`).
     plots: Figures by the id of their place.
+    wide: Whether its tables need all the width that a window has.
   """
   from plotly.offline import get_plotlyjs  # Only a page needs it.
 
@@ -38,7 +40,7 @@ def render_page(
 {_asset('report.css')}</style>
 </head>
 <body>
-<main>
+<main{' class="wide"' if wide else ''}>
 {body}</main>
 <script type="application/json" id="figures">{data}</script>
 <script>{get_plotlyjs()}</script>

@@ -204,3 +204,24 @@ def test_other_protocols_are_refused(names):
     methods_lib.parse_protocols(names)
   assert methods_lib.parse_protocols(['sampled-99', 'full']) == (
       'full', 'sampled-99')
+
+
+@pytest.mark.parametrize(('name', 'words'), [
+    ('small', 'best of 12'), ('other', 'stored')])
+def test_a_file_that_a_search_wrote_says_so_of_its_data_set(
+    name, words, tmp_path):
+  path = tmp_path / 'small' / 'fedavg.flags'
+  path.parent.mkdir()
+  path.write_text('\n'.join([
+      *methods_lib.write_header('fedavg', 'small', 12, 20, 'seed 0: 0.1'),
+      '--rounds=3', '']))
+  found = methods_lib.describe_settings(path, name)
+  assert found['settings'] == words and found['file'] == 'small/fedavg.flags'
+  assert 'budget 20' in found['about'] and '--rounds' not in found['about']
+
+
+def test_a_file_without_a_header_is_a_stored_one(tmp_path):
+  path = tmp_path / 'x.flags'
+  path.write_text('--rounds=3\n')
+  assert methods_lib.describe_settings(path, 'small')[
+      'settings'] == 'stored'

@@ -177,13 +177,25 @@ class TestLocalOnly:
   def test_a_few_are_all_asked_and_many_are_sampled(self, asked, monkeypatch):
     split = random_split(12, NUM_ITEMS, 4)
     split = with_test_items(split, [-1, *split.test.items[1:]])
-    everybody = self.sections(split)['controls']['local_only']
+    sections = self.sections(split)
+    everybody = sections['controls']['local_only']
+    # All compared models are there by the popularity of the test item.
+    for group in sections['item_groups']:
+      assert {'personalised', 'popularity', 'aggregated',
+              'local_only'} <= group.keys()
+    # Asked by the ids of all users: the 11 hits are the row's.
+    assert sum(group['local_only']['recall@10'] * group['num_pairs']
+               for group in sections['item_groups']) == pytest.approx(
+                   11 * everybody['hit_rate@10'])
     assert asked[-1].clients.tolist() == list(range(1, 12))
     assert everybody['num_users'] == 11
     monkeypatch.setattr(evaluator, '_LOCAL_ONLY_CLIENTS', 5)
     for _ in range(2):
-      some = self.sections(split)['controls']['local_only']
+      sections = self.sections(split)
+      some = sections['controls']['local_only']
       assert some['num_users'] == 5
+      # Other items than everybody's: no groups of them.
+      assert not any('local_only' in g for g in sections['item_groups'])
     sampled = asked[-1].clients
     assert len(set(sampled)) == 5 and 0 not in sampled
     np.testing.assert_array_equal(sampled, asked[-2].clients)

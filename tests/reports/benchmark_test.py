@@ -33,7 +33,11 @@ def section(value, protocol, is_reference=False):
           'local_only': None if is_reference else metrics(0.001)},
       'item_groups': [
           {'label': f'{n}', 'num_pairs': 2,
-           'personalised': {'recall@10': n / 10}} for n in range(1, 6)]}
+           'personalised': {'recall@10': n / 10},
+           **({} if is_reference else {
+               'aggregated': {'recall@10': n / 20},
+               'local_only': {'recall@10': n / 100}})}
+          for n in range(1, 6)]}
 
 
 def outcome(method, seed, value, reference='', counterpart='', prefix='',
@@ -84,6 +88,10 @@ def test_the_tidy_table_has_exactly_these_columns_and_a_row_a_number():
      (0.8, 4, 1000)),
     (('full', 'fedavg', 'personalised', '0', 'item_quintile_4_recall@10'),
      (0.4, 2, 1000)),
+    (('full', 'fedavg', 'aggregated', '0', 'item_quintile_4_recall@10'),
+     (0.2, 2, 1000)),
+    (('full', 'fedavg:local_only', 'personalised', '0',
+      'item_quintile_1_recall@10'), (0.01, 2, 0)),
     (('full', 'fedavg:local_only', 'personalised', '0', 'ndcg@10'),
      (0.001, 2, 0)),
     (('sampled-99', 'fedavg:permuted', 'personalised', '0', 'ndcg@10'),
@@ -118,15 +126,117 @@ def test_lines_are_means_with_student_intervals_the_best_first():
 
 def test_the_gaps_are_to_the_best_reference_and_to_the_own_model():
   lines = benchmark_table.lines_of(OUTCOMES)
-  head, *rows = benchmark_table.cells(lines, 'small')
-  row = dict(zip(head, rows[2], strict=True))
+  row, *_ = rows = table(benchmark_table.result_cells(lines, 'small'))[2:]
+  assert row['method'] == 'fedavg' and row['seeds'] == '3'
   assert row['gap to best central'] == '-0.0300 (-30.0 %)'
   assert row['gap to own central'] == '-0.0100 (-12.5 %)'
-  assert row['worst decile'] == '0.0350'
-  assert row['quintile 5'] == '0.5000' and row['seeds'] == '3'
   assert (row['wall_s'], row['bytes']) == ('3.0', '1 kB')
-  assert dict(zip(head, rows[0], strict=True))['gap to best central'] == '-'
-  assert {*benchmark_table.RESULTS, *benchmark_table.REACH} == set(head)
+  assert rows[-1]['gap to best central'] == '-'
+
+
+def table(cells):
+  head, *rows = cells
+  return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize('make', [
+    benchmark_table.result_cells, benchmark_table.reach_cells])
+def test_aggregated_rows_stand_apart_from_the_others(make):
+  lines = benchmark_table.lines_of(OUTCOMES)
+  assert [row['method'] for row in table(make(lines, 'small'))] == [
+      'ease', 'central_mf', 'fedavg', 'popularity']
+  assert [row['method'] for row in table(
+      make(lines, 'small', aggregated=True))] == ['fedavg']
+
+
+def test_whom_a_method_serves_is_in_every_table():
+  lines = benchmark_table.lines_of(OUTCOMES)
+  row = table(benchmark_table.reach_cells(lines, 'small'))[2]
+  assert (row['worst decile'], row['coverage@10'], row['Gini@10']) == (
+      '0.0350', '0.5000', '0.7500')
+  assert row['items 5'] == '0.5000'
+  row, = table(benchmark_table.reach_cells(lines, 'small', aggregated=True))
+  assert row['items 4'] == '0.2000'
+  stream = io.StringIO()
+  benchmark_table.print_results(
+      OUTCOMES, rich.console.Console(file=stream, width=200))
+  for words in (stream.getvalue(), benchmark_table.markdown(OUTCOMES)):
+    for name in ('worst decile', 'coverage@10', 'Gini@10', 'items 5'):
+      assert name in words
+
+
+def with_groups(outcome, *labels):
+  groups = [{'label': label, 'personalised': {'recall@10': index / 10}}
+            for index, label in enumerate(labels)]
+  return outcome._replace(summary=outcome.summary | {'item_groups': groups})
+
+
+def test_groups_of_tied_popularity_are_no_quintiles():
+  two = with_groups(OUTCOMES[0], '1 interaction', '2-7 interactions')
+  found = {row['metric'] for row in tidy([two])
+           if row['protocol'] == 'full' and row['metric'].startswith('item_')}
+  assert found == {'item_group_1_of_2_recall@10', 'item_group_2_of_2_recall@10'}
+  lines = benchmark_table.lines_of([two])
+  row, = table(benchmark_table.reach_cells(lines, 'small'))
+  assert (row['items 1'], row['items 2-7']) == ('0.0000', '0.1000')
+  assert benchmark_figures.popularity(lines, 'small')['data'][0]['x'] == [
+      'items 1', 'items 2-7']
+
+
+def test_groups_that_differ_from_seed_to_seed_have_no_common_name():
+  outcomes = [
+      with_groups(OUTCOMES[0], '1-2 interactions', '3 interactions'),
+      with_groups(OUTCOMES[1], '1 interaction', '2-3 interactions')]
+  assert list(benchmark_table.item_columns(
+      benchmark_table.lines_of(outcomes), 'small')) == [
+          'items 1 of 2', 'items 2 of 2']
+
+
+def test_errors_of_ratings_are_shown_where_ratings_are_predicted():
+  errors = {'personalised': {'rmse': 0.9, 'mae': 0.7},
+            'aggregated': {'rmse': 1.1, 'mae': 0.8},
+            'user_mean': {'rmse': 1.0, 'mae': 0.9}}
+  rated = OUTCOMES[0]._replace(
+      summary=OUTCOMES[0].summary | {'ratings': errors})
+  found = {(row['parameters'], row['metric']): float(row['value'])
+           for row in tidy([rated]) if row['metric'] in ('rmse', 'mae')}
+  assert found == {
+      ('personalised', 'rmse'): 0.9, ('personalised', 'mae'): 0.7,
+      ('aggregated', 'rmse'): 1.1, ('aggregated', 'mae'): 0.8}
+  lines = benchmark_table.lines_of([rated, *OUTCOMES[3:]])
+  rows = {row['method']: row
+          for row in table(benchmark_table.result_cells(lines, 'small'))}
+  assert (rows['fedavg']['RMSE'], rows['fedavg']['MAE']) == ('0.9000', '0.7000')
+  assert rows['ease']['RMSE'] == '-'
+  row, = table(benchmark_table.result_cells(lines, 'small', aggregated=True))
+  assert row['RMSE'] == '1.1000'
+  plain = benchmark_table.result_cells(
+      benchmark_table.lines_of(OUTCOMES), 'small')
+  assert 'RMSE' not in plain[0]
+
+
+def test_the_page_says_whose_settings_were_searched_for():
+  def run_of(name, settings):
+    return {'dataset': 'small', 'method': name, 'fields': {
+        'evaluation.selection': 'last' if name == 'ease' else 'best'}} | (
+            {'settings': settings, 'file': f'default/{name}.flags',
+             'about': f'About {name}.'} if settings else {})
+
+  runs = [run_of('fedavg', 'best of 12'), run_of('ease', 'stored')]
+  outcomes = [o._replace(settings={
+      'fedavg': 'best of 12', 'ease': 'stored'}.get(o.method, ''))
+              for o in OUTCOMES]
+  rows = {row['method']: row['settings'] for row in table(
+      benchmark_table.reach_cells(
+          benchmark_table.lines_of(outcomes), 'small'))}
+  assert rows == {'fedavg': 'best of 12', 'ease': 'stored', 'central_mf': '-',
+                  'popularity': '-'}
+  page = benchmark_html.render_benchmark({'runs': runs}, outcomes)
+  assert '1 have the settings that a search' in page
+  assert 'and 1 those of their stored files' in page
+  assert 'About fedavg.' in page and 'always at its last: ease.' in page
+  page = benchmark_html.render_benchmark({'runs': [run_of('a', '')]}, [])
+  assert 'Of 1 it is not recorded' in page
 
 
 def test_controls_have_a_table_of_their_own():
@@ -144,9 +254,9 @@ def test_a_leaking_protocol_is_labelled_and_leads_nothing():
   assert lines[0].method == 'ease'
   text = benchmark_table.markdown(leaky)
   assert 'pfedrec (LEAKING PROTOCOL)' in text
-  row, = [r for r in benchmark_table.cells(lines, 'small')
-          if r[0].startswith('pfedrec') and r[1] == 'personalised']
-  assert row[7] == row[8] == '-'
+  row, = [r for r in table(benchmark_table.result_cells(lines, 'small'))
+          if r['method'].startswith('pfedrec')]
+  assert row['gap to best central'] == row['gap to own central'] == '-'
   assert 'fedavg' in benchmark_html.headline(lines, 'small')
   assert {row['protocol'] for row in tidy(leaky)
           if row['method'] == 'pfedrec'} == {
