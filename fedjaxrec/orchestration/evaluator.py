@@ -207,6 +207,12 @@ def make_evaluator(
     popularity = controls.popularity(split.train)
     popular = make_test_ranker(controls.score_popularity)((), popularity, ())
     compared = {'personalised': personalised, 'popularity': popular}
+    tuned = after_finetuning(personal, item_table, shared)
+    alone = local_only() if evaluation.local_only else None
+    by_item = {**compared, 'aggregated': aggregated, **tuned}
+    # A sample of the clients is asked for other items than all of them.
+    if alone and len(alone[1].rank) == len(personalised.rank):
+      by_item['local_only'] = alone[1]
     return {
         'test': {
             'protocol': (
@@ -214,12 +220,6 @@ def make_evaluator(
                 if config.objective.leaks else evaluation.protocol),
             'personalised': summarise(personalised),
             'aggregated': summarise(aggregated),
-    tuned = after_finetuning(personal, item_table, shared)
-    alone = local_only() if evaluation.local_only else None
-    by_item = {**compared, 'aggregated': aggregated, **tuned}
-    # A sample of the clients is asked for other items than all of them.
-    if alone and len(alone[1].rank) == len(personalised.rank):
-      by_item['local_only'] = alone[1]
             **{name: summarise(ranks) for name, ranks in tuned.items()},
         },
         'controls': {
