@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import sys
 from typing import Any
@@ -36,7 +35,8 @@ def define(values: flags.FlagValues) -> None:
       ('mechanisms', 'poisson,fixed,shuffled,banded,blt',
        'plan: what to compare.'),
       ('bands', '8', 'plan: numbers of bands of banded.'),
-      ('output', '', 'plan: an .html file for the table and the plot.'),
+      ('output', '', 'plan: an .svg file for the plot of the noise, or an '
+       '.html file for plots and the table.'),
       ('workdir', '', 'explain: the run directory.'),
       ('head', '', 'explain: SHA-256 of a line that the ledger must hold.'),
   ):
@@ -112,20 +112,20 @@ def _plan(values, arguments) -> int:
     for part in _page(found, planning.MECHANISMS):
       rich.console.Console(highlight=False).print(part)
   if values.output:
-    with open(os.devnull, 'w') as nowhere:
-      page = rich.console.Console(
-          record=True, width=110, file=nowhere, highlight=False)
-      for part in _page(found, planning.MECHANISMS):
-        page.print(part)
-      whole_file.write_text(values.output, page.export_html())
-    print(f'Page: {values.output}', file=sys.stderr)
+    from fedjaxrec.reports import plan_plot
+    is_page = values.output.endswith('.html')
+    whole_file.write_text(values.output, plan_plot.render_plan(found, {
+        name: words for name, (_, _, words) in planning.MECHANISMS.items()
+    }) if is_page else plan_plot.render_svg(found))
+    print(f'{"Page" if is_page else "Plot"}: {values.output}', file=sys.stderr)
   return 0
 
 
 def _check_output(path: pathlib.Path) -> None:
-  if path.suffix != '.html' or path.is_dir() or not path.parent.is_dir():
-    raise ValueError(f'--output={path} must be an .html file in a folder that '
-                     'exists.')
+  if (path.suffix not in ('.svg', '.html') or path.is_dir()
+      or not path.parent.is_dir()):
+    raise ValueError(f'--output={path} must be an .svg or an .html file in a '
+                     'folder that exists.')
 
 
 def _page(rows, words) -> list[Any]:
