@@ -11,7 +11,9 @@ the float sum: `rounding` (ring against what it was given: the random part),
     --flagfile=scripts/movielens_1m_float.flags --after=0,60,120 \
     --rings=16:16:1,16:8:0.5,16:4:0.25
 
-Rings are bits:clip norm:entry bound, with 0 for entries that are not cut.
+Rings are bits:clip norm:entry bound, with 0 for entries that are not cut, and,
+for a rotation of so many entries or more, bits:clip norm:entry bound:rotation;
+what is cut is then the rotated entries.
 """
 
 import dataclasses
@@ -23,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from fedjaxrec.aggregation.ring import make_ring
+from fedjaxrec.aggregation.ring import is_rotated, make_ring
+from fedjaxrec.aggregation.rotation import rotate, rotate_back
 from fedjaxrec.blocks import make_block_work
 from fedjaxrec.config import SecureConfig
 from fedjaxrec.data.sources import load_split
@@ -32,7 +35,8 @@ from fedjaxrec.simulation import make_simulation
 from fedjaxrec.uplink import PLAIN
 
 _AFTER = flags.DEFINE_list('after', ['0'], 'Rounds done before the one.')
-_RINGS = flags.DEFINE_list('rings', ['16:16:1'], 'Bits:clip norm:entry bound.')
+_RINGS = flags.DEFINE_list(
+    'rings', ['16:16:1'], 'Bits:clip norm:entry bound[:rotation].')
 define_flags()
 
 
@@ -52,12 +56,23 @@ def make_take_apart(simulation, num_clients, num_items, rings):
   algorithm = simulation.algorithm
   begin = make_block_work(algorithm, num_clients, num_items, 1, None, PLAIN)
 
-  def cut(delta, clip_norm, entry_bound):
+  def cut(delta, clip_norm, entry_bound, rotation, key, row_axes):
     norm = jnp.sqrt(squares(delta))
     factor = jnp.minimum(1, clip_norm / jnp.maximum(norm, 1e-30))
     bound = entry_bound or clip_norm
-    return jax.tree.map(
-        lambda x: jnp.clip(x * factor, -bound, bound), delta)
+    leaves, treedef = jax.tree.flatten(delta)
+    axes = jax.tree.leaves(jax.tree.broadcast((row_axes, 0), delta))
+
+    def one(x, lead, leaf_key):
+      if not is_rotated(x.shape[lead:], rotation):
+        return jnp.clip(x * factor, -bound, bound)
+      flat = (x * factor).reshape(*x.shape[:lead], -1)
+      return rotate_back(jnp.clip(
+          rotate(flat, leaf_key), -bound, bound), leaf_key).reshape(x.shape)
+
+    return treedef.unflatten([
+        one(x, lead, jax.random.fold_in(key, i))
+        for i, (x, lead) in enumerate(zip(leaves, axes, strict=True))])
 
   def take_apart(server, personal, data, plan, key):
     local_index, num_blocks = plan
@@ -80,13 +95,16 @@ def make_take_apart(simulation, num_clients, num_items, rings):
       keys = jax.vmap(lambda c: jax.random.fold_in(round_key, c))(members)
       there = trained.weight > 0
       new = []
-      for (_, clip_norm, entry_bound, ring), (short, sums) in zip(
+      row_axes = rows.ndim - 1
+      for (_, clip_norm, entry_bound, turned, ring), (short, sums) in zip(
           rings, parts, strict=True):
         shorter = jax.vmap(
-            lambda d, n=clip_norm, b=entry_bound: cut(d, n, b))(delta)
+            lambda d, n=clip_norm, b=entry_bound, r=turned: cut(
+                d, n, b, r, round_key, row_axes))(delta)
         values = jax.vmap(
             lambda d, k, ring=ring: ring.encode(
-                d, jax.random.fold_in(k, 2), clip=True).values)(delta, keys)
+                d, jax.random.fold_in(k, 2), round_key, (row_axes, 0),
+                clip=True).values)(delta, keys)
         new.append((add(short, rows, shorter), add(sums, rows, values)))
       norms = jnp.sqrt(squares(delta, 1))
       largest = jnp.stack([
@@ -108,8 +126,8 @@ def make_take_apart(simulation, num_clients, num_items, rings):
     plain, parts, facts = carry
     norm = jnp.sqrt(squares(plain))
     errors = []
-    for (_, _, _, ring), (short, sums) in zip(rings, parts, strict=True):
-      decoded = ring.decode(sums)
+    for (*_, ring), (short, sums) in zip(rings, parts, strict=True):
+      decoded = ring.decode(sums, round_key, (1, 0))
       errors.append([jnp.sqrt(squares(jax.tree.map(jnp.subtract, a, b))) / norm
                      for a, b in ((decoded, short), (short, plain),
                                   (decoded, plain))])
@@ -129,11 +147,12 @@ def main(_):
       config, train.offsets, train.items, train.ratings, num_items)
   rings = []
   for text in _RINGS.value:
-    bits, clip_norm, entry_bound = text.split(':')
-    settings = int(bits), float(clip_norm), float(entry_bound)
+    bits, clip_norm, entry_bound, rotation = (*text.split(':'), '0')[:4]
+    settings = (
+        int(bits), float(clip_norm), float(entry_bound), int(rotation))
     rings.append((*settings, make_ring(
         settings[0], settings[1], simulation.max_cohort,
-        entry_bound=settings[2] or None)))
+        entry_bound=settings[2] or None, rotation=settings[3])))
   take_apart = make_take_apart(
       simulation, len(train.counts), num_items, rings)
   state, done, rows = simulation.init(), 0, []
@@ -149,12 +168,13 @@ def main(_):
         (tuple(x[0] for x in local_index), num_blocks[0]), simulation.key)
     norms, largest = (np.asarray(x)[~np.isnan(np.asarray(norms))]
                       for x in (norms, largest))
-    for (bits, clip_norm, entry_bound, ring), (rounding, cutting, error) in zip(
-        rings, errors, strict=True):
+    for (bits, clip_norm, entry_bound, rotation, ring), (
+        rounding, cutting, error) in zip(rings, errors, strict=True):
       rows.append(harness.print_row(
           after=after, bits=bits, clip_norm=clip_norm, entry_bound=entry_bound,
-          levels=ring.levels, clients=len(norms), rounding=float(rounding),
-          cutting=float(cutting), error=float(error), sum_norm=float(norm),
+          rotation=rotation, levels=ring.levels, clients=len(norms),
+          rounding=float(rounding), cutting=float(cutting), error=float(error),
+          sum_norm=float(norm),
           mean_delta_norm=float(norms.mean()),
           max_delta_norm=float(norms.max()),
           above_clip=float((norms > clip_norm).mean()),

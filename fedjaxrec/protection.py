@@ -355,7 +355,8 @@ def make_run_ring(
   bits, clip_norm = secure.bits or _RING_BITS, ring_clip_norm(config)
   if secure.noise == 'none':
     return make_ring(bits, clip_norm, max_cohort,
-                     entry_bound=secure.entry_bound or None)
+                     entry_bound=secure.entry_bound or None,
+                     rotation=secure.rotation)
   if dimension is None:
     raise ValueError(
         f"secure.noise={secure.noise} without the model's dimension: it is "
@@ -364,7 +365,8 @@ def make_run_ring(
   most = config.privacy.noise_multiplier * (
       max_cohort / secure.survivor_threshold(expected_cohort)) ** 0.5
   return make_ring(
-      bits, clip_norm, max_cohort, noise_multiplier=most, dimension=dimension)
+      bits, clip_norm, max_cohort, noise_multiplier=most, dimension=dimension,
+      rotation=secure.rotation)
 
 
 def noise_share(config: Config, ring: Ring, expected_cohort: float) -> float:

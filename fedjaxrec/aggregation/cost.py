@@ -15,12 +15,14 @@ class Cost(NamedTuple):
     client_s: Processor seconds of all clients together.
     server_s: Processor seconds of the servers.
     between_bytes: Bytes between servers.
+    key_holder_s: Processor seconds of whoever else holds a key.
   """
   uplink_bytes: Traffic
   downlink_bytes: Traffic
   client_s: float
   server_s: float
   between_bytes: int = 0
+  key_holder_s: float = 0.0
 
 
 NOTHING = Cost({}, {}, 0.0, 0.0)

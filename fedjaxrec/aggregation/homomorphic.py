@@ -254,7 +254,8 @@ def run_homomorphic_sum(
         f'survivors={len(survivors)} of {len(vectors)} clients are fewer than '
         f'min_survivors={min_survivors}: the sum is not decrypted; ask more '
         'clients.', rejected,
-        Cost({'ciphertexts': uplink}, {'keys': downlink}, client_s, server_s))
+        Cost({'ciphertexts': uplink}, {'keys': downlink}, client_s, server_s,
+             key_holder_s=key_holder_s))
   start = time.process_time()
   encrypted = server.total()
   server_s += time.process_time() - start

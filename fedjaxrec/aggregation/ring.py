@@ -6,6 +6,7 @@ not depend on order, block size or devices. The same integers go through the
 masked protocol, the secret shares or, in simulation, straight into the sum.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -125,7 +126,8 @@ def make_ring(
     noise_multiplier: Standard deviation, over l2_clip_norm, of the noise that
       the clients together add to the sum: eight of them get room.
     rotation: 0 for none; otherwise the least number of entries that are rotated
-      together, a power of two: no leaf may have fewer behind its leading axes.
+      together, a power of two. A leaf with fewer behind its leading axes stays
+      as it is; with wrap_sigmas there must be none.
     wrap_sigmas: k; None for no wrap-around at all.
     dimension: Most non-zero entries of a client's delta, after its rotation;
       turns conditional rounding on, as distributed noise needs it.
@@ -183,7 +185,8 @@ def make_ring(
           'rotate by one key; pass it.')
     axes = jax.tree.leaves(jax.tree.broadcast(leading_axes, tree))
     return [_turn(turn, x, jax.random.fold_in(sign_key, i), a, rotation)
-            for i, (x, a) in enumerate(zip(leaves, axes))], treedef
+            if wrap_sigmas is not None or is_rotated(x.shape[a:], rotation)
+            else x for i, (x, a) in enumerate(zip(leaves, axes))], treedef
 
   def encode(delta, key, sign_key=None, leading_axes=0, clip=False):
     delta = jax.tree.map(lambda x: x.astype(jnp.float32), delta)
@@ -243,12 +246,15 @@ def make_ring(
   return Ring(encode, decode, bits, scale, levels, l2_bound_squared)
 
 
+def is_rotated(shape: tuple[int, ...], rotation: int) -> bool:
+  """Whether a leaf's vectors of this shape are rotated, if it is optional."""
+  size = math.prod(shape)
+  return 0 < rotation <= size and rotated_together(size) >= rotation
+
+
 def _turn(turn, x, key, leading_axes, least):
   """Rotates what stands behind the leading axes of one leaf."""
-  lead = x.shape[:leading_axes]
-  size = 1
-  for length in x.shape[leading_axes:]:
-    size *= length
+  lead, size = x.shape[:leading_axes], math.prod(x.shape[leading_axes:])
   if size < 1 or rotated_together(size) < least:
     raise ValueError(
         f'rotation={least} with a leaf of shape {x.shape}, {leading_axes} '

@@ -123,13 +123,8 @@ def run_shared_sum(
         'integers of the ring.')
   lengths = [v.size for v in map(np.asarray, inputs.values()) if v.ndim == 1]
   length = max(set(lengths), key=lengths.count) if lengths else 0
-  statement = None if l2_bound is None else Statement(
-      length=length, bound_squared=int(l2_bound**2))
-  if statement is not None and len(inputs) << statement.range_bits >= (
-      field.PRIME // 2):
-    raise ValueError(
-        f'l2_bound={l2_bound} for {len(inputs)} clients: the sum must stay '
-        'below 2^60; use a smaller scale of the ring.')
+  statement = None if l2_bound is None else make_statement(
+      l2_bound, length, len(inputs))
   parameters = ShareParameters(
       bits=bits, num_servers=num_servers, length=length, statement=statement)
   servers = [Aggregator(i, parameters) for i in range(num_servers)]
@@ -142,13 +137,15 @@ def run_shared_sum(
   client_s = server_s = 0.0
 
   def deliver(stage, client, messages, receive):
-    """True if every server got a message that it can read."""
+    """Counts it; a client is out if a server got none that it takes."""
     uplink[stage][client] = sum(map(len, messages))
     if client in silent or len(messages) != num_servers:
       rejected[client] = Reason.DROPPED
-    elif not all([receive(server)(client, data)
-                  for server, data in zip(servers, messages)]):
-      rejected[client] = Reason.MALFORMED
+      return
+    refusals = [receive(server)(client, data)
+                for server, data in zip(servers, messages)]
+    if any(refusals):
+      rejected[client] = next(reason for reason in refusals if reason)
 
   for client, vector in inputs.items():
     vector = np.asarray(vector)
@@ -165,6 +162,8 @@ def run_shared_sum(
     server_s += time.process_time() - start
 
   between = 0
+  for server in servers:
+    server.close_shares()
   if statement is not None:
     # Each server gives randomness; the hash is as random as the best of it.
     challenge = hashlib.sha256(b'subsets' + b''.join(
@@ -178,6 +177,8 @@ def run_shared_sum(
       messages = clients[client].proof(challenge)
       client_s += time.process_time() - start
       deliver('proof', client, messages, lambda s: s.receive_proof)
+    for server in servers:
+      server.close_proofs()
     # Drawn after all proofs are in; never zero, at which nothing is checked.
     t = 1 + int.from_bytes(hashlib.sha256(b'point' + b''.join(
         entropy(32) for _ in servers)).digest(), 'little') % (field.PRIME - 1)
@@ -216,6 +217,27 @@ def run_shared_sum(
       'shares' if statement is None else 'shares+norm', total, survivors,
       rejected, uplink, downlink, between, client_s, server_s,
       _leaks(statement))
+
+
+def make_statement(
+    l2_bound: float, length: int, num_clients: int
+) -> Statement:
+  """What the clients of a sum prove.
+
+  Args:
+    l2_bound: Largest L2 norm of a client's integers.
+    length: d.
+    num_clients: Most that are summed.
+
+  Raises:
+    ValueError: If the field is too small for so many, so large integers.
+  """
+  statement = Statement(length=length, bound_squared=int(l2_bound**2))
+  if num_clients << statement.range_bits >= field.PRIME // 2:
+    raise ValueError(
+        f'l2_bound={l2_bound} for {num_clients} clients: the sum must stay '
+        'below 2^60; use a smaller scale of the ring.')
+  return statement
 
 
 def _counted(rejected: dict[int, Reason]) -> str:

@@ -31,6 +31,9 @@ class Reason(enum.StrEnum):
   DROPPED = 'dropped'  # A message to some server never came.
   BAD_INPUT = 'bad_input'  # Its own vector is none of the ring's.
   MALFORMED = 'malformed'  # A message of another length, or no field elements.
+  DUPLICATE = 'duplicate'  # A second message of a kind; the first one stands.
+  LATE = 'late'  # A message after the servers went on to what follows it.
+  WRONG_STAGE = 'wrong_stage'  # A proof before the challenge, or of nothing.
   FALSE_SQUARE = 'false_square'  # The squared norm is not the vector's.
   NOT_BITS = 'not_bits'  # What was shared as bits is none.
   OUT_OF_RANGE = 'out_of_range'  # Entries so large that squares could wrap.
@@ -207,16 +210,33 @@ class Opening(NamedTuple):
 
 
 class Aggregator:
-  """One of the servers: it holds shares, and shows only sums and openings."""
+  """One of the servers: it holds shares, and shows only sums and openings.
+
+  It serves one round. A client's first message of a kind stands: what was
+  proven is what is summed.
+  """
 
   def __init__(self, index: int, parameters: ShareParameters):
     self._index = index
     self._parameters = parameters
     self._shares: dict[int, bytes] = {}
     self._proofs: dict[int, bytes] = {}
+    self._shares_closed = self._proofs_closed = False
 
-  def receive_shares(self, client: int, data: bytes) -> bool:
-    """Takes a client's first message; False if it is malformed."""
+  def close_shares(self) -> None:
+    """To be called before the challenge is drawn, or the sum is taken."""
+    self._shares_closed = True
+
+  def close_proofs(self) -> None:
+    """To be called before the point is drawn at which proofs are opened."""
+    self._proofs_closed = True
+
+  def receive_shares(self, client: int, data: bytes) -> Reason | None:
+    """Takes a client's first message; why it does not, or None."""
+    if client in self._shares:
+      return Reason.DUPLICATE
+    if self._shares_closed:
+      return Reason.LATE
     parameters = self._parameters
     seed = self._index > 0 or parameters.statement is not None
     size = MASK_KEY_BYTES if seed else 0
@@ -227,26 +247,32 @@ class Aggregator:
                if parameters.statement is None
                else _WORD * parameters.length)
     if len(data) != size:
-      return False
+      return Reason.MALFORMED
     if parameters.statement is not None and not field.are_elements(
         np.frombuffer(data, '<u8', offset=MASK_KEY_BYTES)):
-      return False
+      return Reason.MALFORMED
     if parameters.statement is None and self._index == 0 and packing.unpack(
         data, parameters.length, parameters.bits) is None:
-      return False
+      return Reason.MALFORMED
     self._shares[client] = data
-    return True
+    return None
 
-  def receive_proof(self, client: int, data: bytes) -> bool:
-    """Takes a client's second message; False if it is malformed."""
+  def receive_proof(self, client: int, data: bytes) -> Reason | None:
+    """Takes a client's second message; why it does not, or None."""
     assert self._parameters.statement is not None
+    if client in self._proofs:
+      return Reason.DUPLICATE
+    if self._proofs_closed:
+      return Reason.LATE
+    if client not in self._shares or not self._shares_closed:
+      return Reason.WRONG_STAGE
     m = self._parameters.statement.num_bits
     size = MASK_KEY_BYTES + (3 * m * _WORD if self._index == 0 else 0)
     if len(data) != size or not field.are_elements(
         np.frombuffer(data[MASK_KEY_BYTES:], '<u8')):
-      return False
+      return Reason.MALFORMED
     self._proofs[client] = data
-    return True
+    return None
 
   def _vector_shares(self, client: int) -> tuple[np.ndarray, np.ndarray]:
     """Shares of the mask a and of v."""

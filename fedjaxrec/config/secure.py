@@ -26,11 +26,18 @@ class SecureConfig:
     bits: The ring has 2^bits elements; 0: 16, or the fewest that the cohort and
       the clip norm need.
     l2_clip_norm: Most that a delta may weigh, which bounds the ring; 0: that
-      of the privacy section, or 1.
+      of the privacy section, or 1. Where the privacy section clips, its norm
+      bounds the ring, and another one is refused.
     entry_bound: Where a single entry of a delta is cut, so that the ring spends
       its integers on what deltas are like. A bias: entries beyond it are
       shortened to it, of whom that hits. 0: nothing is cut, and one entry may
       hold the whole clip norm.
+    rotation: A power of two: vectors of so many entries or more (an item's row,
+      a shared array) are rotated at random before they are rounded, by a key
+      that the clients of a round share, and back when they are summed; shorter
+      ones stay as they are. What stands in one entry is then spread over all,
+      so that secure.entry_bound cuts less; without it nothing is cut, and
+      rounding is what it was. Sums never wrap around. 0: no rotation.
     rows: How the rows that a client touched stay hidden: dense (the whole table
       travels), union (a secure sum finds the union of the cohort's rows, and
       the table restricted to it travels: the server learns the union) or chosen
@@ -54,6 +61,7 @@ class SecureConfig:
   bits: int = 0
   l2_clip_norm: float = 0.0
   entry_bound: float = 0.0
+  rotation: int = 0
   rows: str = 'dense'
   noise: str = 'none'
   dropout: float = 0.0
@@ -76,6 +84,17 @@ class SecureConfig:
           'that the cohort and the clip norm need.')
     at_least('secure.l2_clip_norm', self.l2_clip_norm, 0)
     at_least('secure.entry_bound', self.entry_bound, 0)
+    if self.rotation and (
+        self.rotation < 2 or self.rotation & (self.rotation - 1)):
+      raise ValueError(
+          f'secure.rotation={self.rotation} must be a power of two, or 0 for '
+          'no rotation: it is the least number of entries that are rotated '
+          'together.')
+    if self.rotation and self.level == 'none':
+      raise ValueError(
+          f'secure.rotation={self.rotation} with secure.level=none: nothing is '
+          'rounded that a rotation could spread; use secure.level=ideal, or '
+          'any other.')
     at_least('secure.num_neighbors', self.num_neighbors, 0)
     at_least('secure.threshold', self.threshold, 0)
     at_least('secure.min_survivors', self.min_survivors, 0)
@@ -186,6 +205,25 @@ def check_secure(config: Any) -> None:
         'rounding to integers lengthens a delta beyond its clip norm, and a '
         'sum of too few is not opened, which the noise of a server does not '
         'cover; use secure.noise=skellam or discrete_gaussian.')
+  if config.compression.is_on:
+    compression = config.compression
+    raise ValueError(
+        f'compression.sparsify={compression.sparsify}, compression.quantize='
+        f'{compression.quantize}, compression.sketch={compression.sketch} with '
+        f'secure.level={secure.level}: its messages hold every number of the '
+        'rows that travel, of secure.bits bits each, whatever was emptied or '
+        'rounded before: accuracy would be lost, and no byte saved. Switch '
+        'compression off, and use fewer secure.bits, or secure.rows=union or '
+        'chosen; or secure.level=none.')
+  bound = privacy.l2_clip_norm or math.hypot(
+      privacy.item_clip_norm, privacy.shared_clip_norm)
+  if secure.l2_clip_norm and bound and not math.isclose(
+      secure.l2_clip_norm, bound, rel_tol=1e-6):
+    raise ValueError(
+        f'secure.l2_clip_norm={secure.l2_clip_norm} with a clip norm of '
+        f'{bound:.7g} in the section privacy: a delta is clipped once, and '
+        'that norm bounds the ring; drop --secure.l2_clip_norm, or privacy.'
+        'l2_clip_norm (item_clip_norm and shared_clip_norm).')
   if secure.min_survivors > config.cohort.size > 0:
     raise ValueError(
         f'secure.min_survivors={secure.min_survivors} with cohort.size='

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjaxrec.aggregation import exposure, ranges, row_union
-from fedjaxrec.aggregation.ring import Ring
+from fedjaxrec.aggregation.ring import Ring, is_rotated
+from fedjaxrec.aggregation.rotation import rotated_together
 from fedjaxrec.aggregation.row_union import RowLayout
 from fedjaxrec.algorithms.messages import message_shapes, message_size
 from fedjaxrec.blocks import make_block_work
@@ -89,6 +90,7 @@ def prepare(
   """
   if not config.secure.is_on:
     return None
+  check_rotation(config, num_items)
   private = None
   if config.privacy.head_source == 'private' and open_rows is None:
     return _prepare_private_head(config, train, num_items)
@@ -127,6 +129,29 @@ def with_noise(config: Config, noise_multiplier: float) -> Config:
   return dataclasses.replace(config, privacy=dataclasses.replace(
       config.privacy, epsilon=0.0, noise_multiplier=noise_multiplier,
       head_source='public'))
+
+
+def check_rotation(config: Config, num_items: int) -> None:
+  """Refuses a secure.rotation that no part of a message is long enough for.
+
+  Raises:
+    ValueError: With the longest that is rotated.
+  """
+  rotation = config.secure.rotation
+  if not rotation:
+    return
+  table, shared = message_shapes(config, num_items)
+  shapes = [x.shape[1:] for x in jax.tree.leaves(table)] + [
+      x.shape for x in jax.tree.leaves(shared)]
+  if any(is_rotated(shape, rotation) for shape in shapes):
+    return
+  longest = max(map(math.prod, shapes), default=0)
+  raise ValueError(
+      f'secure.rotation={rotation} with model.name={config.model.name}, '
+      f'model.dim={config.model.dim}: the longest vector that could be rotated '
+      f'(an item row, a shared array) has {longest} entries; use '
+      + (f'secure.rotation={rotated_together(longest)} or less, or '
+         if longest > 1 else '') + 'secure.rotation=0.')
 
 
 def expected_cohort(config: Config, num_examples: np.ndarray) -> int:
@@ -172,6 +197,7 @@ def open_sums(
   if not config.secure.on_host:
     return None
   ring = open_ring(config, num_examples, num_items, open_rows)
+  _, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
   cohort = expected_cohort(config, num_examples)
   share = noise_share(config, ring, cohort)
   l2_bound = None
@@ -183,7 +209,7 @@ def open_sums(
         message_size(config, num_items, open_rows), 0)
   return make_sum_on_host(
       config, ring.bits, ring.levels + _SHARE_REACH * share, cohort,
-      make_layout(config, num_items), open_rows, l2_bound)
+      make_layout(config, num_items), open_rows, l2_bound, max_cohort)
 
 
 def calibrate_noise(
@@ -335,8 +361,8 @@ def describe(
   section = {
       'level': secure.level, 'bits': ring.bits, 'scale': ring.scale,
       'levels': ring.levels, 'entry_bound': secure.entry_bound or None,
-      'dimension': layout.dimension, 'rows': secure.rows,
-      'rows_travelling': payload.rows,
+      'rotation': secure.rotation, 'dimension': layout.dimension,
+      'rows': secure.rows, 'rows_travelling': payload.rows,
       'union_rows': sum(unions) / len(unions) if unions else None,
       'noise': secure.noise, 'num_neighbors': None, 'threshold': None,
       'min_survivors': secure.survivor_threshold(cohort),
@@ -347,7 +373,7 @@ def describe(
       'downlink_payload_bytes_per_client': payload.down,
       'bytes': 'payload alone: nothing is encrypted',
       'measured_rounds': 0, 'exact': True, 'client_s': 0.0, 'server_s': 0.0,
-      'trusted': exposure.LEVELS[secure.level],
+      'key_holder_s': 0.0, 'trusted': exposure.LEVELS[secure.level],
       'server_learns': exposure.what_the_server_learns(
           secure.level, secure.rows),
   }

@@ -29,6 +29,7 @@ class RoundAccount:
       aborted round too.
     between_bytes: Bytes between servers.
     client_s, server_s: Processor seconds of all clients and of the servers.
+    key_holder_s: Of the key holder of secure.level=he.
     union_rows: Rows of the union; -1 where none was found.
     exact: Whether a decrypted sum rounded to the integers.
   """
@@ -44,6 +45,7 @@ class RoundAccount:
   between_bytes: int = 0
   client_s: float = 0.0
   server_s: float = 0.0
+  key_holder_s: float = 0.0
   union_rows: int = -1
   exact: bool = True
 
@@ -56,6 +58,7 @@ class RoundAccount:
     self.between_bytes += cost.between_bytes
     self.client_s += cost.client_s
     self.server_s += cost.server_s
+    self.key_holder_s += cost.key_holder_s
     for reason in rejected:
       name = str(getattr(reason, 'value', reason))
       self.rejected[name] = self.rejected.get(name, 0) + 1
@@ -82,7 +85,7 @@ class Totals:
     uplink_bytes, downlink_bytes: Stage -> bytes, of the rounds with a sum.
     aborted_uplink_bytes, aborted_downlink_bytes: Of the others.
     between_bytes: Between servers, over all rounds.
-    client_s, server_s: Over all rounds.
+    client_s, server_s, key_holder_s: Over all rounds.
     union_rows: Of each round that found a union.
     inexact_rounds: Rounds whose decrypted sum did not round to the integers.
   """
@@ -100,6 +103,7 @@ class Totals:
   between_bytes: int
   client_s: float
   server_s: float
+  key_holder_s: float
   union_rows: list[int]
   inexact_rounds: int
 
@@ -133,6 +137,8 @@ def add_up(accounts: Iterable[Mapping[str, Any]]) -> Totals:
       between_bytes=sum(a['between_bytes'] for a in accounts),
       client_s=sum(a['client_s'] for a in accounts),
       server_s=sum(a['server_s'] for a in accounts),
+      # A run that was begun by an older version has none in its lines.
+      key_holder_s=sum(a.get('key_holder_s', 0.0) for a in accounts),
       union_rows=[a['union_rows'] for a in accounts if a['union_rows'] >= 0],
       inexact_rounds=sum(not a['exact'] for a in accounts))
 
@@ -153,6 +159,7 @@ def describe(totals: Totals) -> dict[str, Any]:
           'downlink_bytes': totals.aborted_downlink_bytes},
       'exact': not totals.inexact_rounds,
       'client_s': totals.client_s, 'server_s': totals.server_s,
+      'key_holder_s': totals.key_holder_s,
       'uplink_bytes_by_stage': {
           stage: n / asked for stage, n in totals.uplink_bytes.items()},
       'downlink_bytes_by_stage': {

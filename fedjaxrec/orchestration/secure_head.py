@@ -100,7 +100,8 @@ def head_config(
   return dataclasses.replace(
       config, cohort=CohortConfig(),
       secure=dataclasses.replace(
-          config.secure, rows='dense', l2_clip_norm=0.0, min_survivors=fewest,
+          config.secure, rows='dense', l2_clip_norm=0.0, rotation=0,
+          min_survivors=fewest,
           bits=max(8, ranges.required_bits(
               num_clients, 1.0, scale + 1, noise))),
       privacy=PrivacyConfig(
@@ -175,7 +176,8 @@ def sum_popularity(
       'scale': ring.scale, 'min_survivors': secure.min_survivors,
       'noise_multiplier': inner.privacy.noise_multiplier,
       'uplink_bytes': len(clients) * packed_bytes(num_items, ring.bits),
-      'downlink_bytes': 0, 'client_s': 0.0, 'server_s': 0.0}
+      'downlink_bytes': 0, 'client_s': 0.0, 'server_s': 0.0,
+      'key_holder_s': 0.0}
   if secure.on_host:
     share = noise_share(inner, ring, len(clients))
     sums = make_sum_on_host(
@@ -198,7 +200,8 @@ def sum_popularity(
         'survivors': reported,
         'uplink_bytes': sum(spent.uplink_bytes.values()),
         'downlink_bytes': sum(spent.downlink_bytes.values()),
-        'client_s': spent.client_s, 'server_s': spent.server_s}
+        'client_s': spent.client_s, 'server_s': spent.server_s,
+        'key_holder_s': spent.key_holder_s}
   else:
     total, reported = np.zeros(num_items, np.uint32), len(clients)
     for ids, vectors in _vectors(train, clients):

@@ -147,7 +147,8 @@ class SecureSums:
         result = self._run_homomorphic(vectors, bits)
     self._account.add(
         Cost(result.uplink_bytes, result.downlink_bytes, result.client_s,
-             result.server_s, getattr(result, 'between_bytes', 0)),
+             result.server_s, getattr(result, 'between_bytes', 0),
+             getattr(result, 'key_holder_s', 0.0)),
         result.rejected.values())
     return _Outcome(result.sum, tuple(result.survivors))
 
@@ -195,7 +196,7 @@ class SecureSums:
 def make_sum_on_host(
     config: Config, bits: int, max_message: float, cohort: int,
     layout: RowLayout, open_rows: np.ndarray | None = None,
-    l2_bound: float | None = None,
+    l2_bound: float | None = None, max_cohort: int = 0,
 ) -> SecureSums:
   """Builds the sums of a run, or refuses what could not run.
 
@@ -215,13 +216,24 @@ def make_sum_on_host(
     open_rows: bool [num_items]: the only rows that travel, with
       secure.rows=chosen.
     l2_bound: Largest norm of a client's integers, for secure.norm_check.
+    max_cohort: Most clients of a round; 0: those that are expected.
 
   Raises:
-    ValueError: For a graph, a threshold or a library that is not to be had.
+    ValueError: For a graph, a threshold or a library that is not to be had, or
+      integers too large for the proof of their norm.
   """
-  secure = config.secure
+  secure, most = config.secure, max_cohort or cohort
+  if l2_bound is not None:
+    rows = layout.num_items if open_rows is None else int(open_rows.sum())
+    _check_proof(bits, l2_bound, layout.size_of(rows), most)
   if secure.level in ('masked', 'protocol'):
     k, t = choose_for(secure, cohort)
+    if k % 2 and k < most - 1:
+      raise ValueError(
+          f'secure.num_neighbors={k} is odd, and a round has up to {most} '
+          'clients: on the circle that the graph is drawn from everybody has '
+          f'as many neighbours on each side; use an even number, or {most - 1} '
+          'for the complete graph.')
     fewest = secure.survivor_threshold(cohort)
     # Refuses by the protocol's own rules.
     RoundParameters(
@@ -233,6 +245,31 @@ def make_sum_on_host(
     KeyHolder()  # Refuses where the library is absent.
   return SecureSums(
       config, bits, max_message, cohort, layout, open_rows, l2_bound)
+
+
+def _check_proof(bits: int, l2_bound: float, length: int, most: int) -> None:
+  """Refuses a ring with integers too large for the proof of their norm."""
+  from fedjaxrec.aggregation.secret_shares import make_statement
+
+  def fits(bound):
+    try:
+      make_statement(bound, length, most)
+    except ValueError:
+      return False
+    return True
+
+  if fits(l2_bound):
+    return
+  # A bit less halves the integers, but not what rounding adds to each.
+  rounding = 1 + length**0.5
+  enough = next((b for b in range(bits - 1, 7, -1) if fits(
+      rounding + (l2_bound - rounding) * 2.0**(b - bits))), None)
+  raise ValueError(
+      f'secure.bits={bits} with secure.norm_check=true: up to {most} clients '
+      f'prove norms of up to {l2_bound:.6g} integers over {length} numbers, '
+      'and squares and sums must stay below 2^61; use '
+      + (f'secure.bits={enough} or fewer, or ' if enough else '')
+      + 'secure.norm_check=false.')
 
 
 def draw_dropouts(

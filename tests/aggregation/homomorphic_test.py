@@ -1,6 +1,9 @@
 """Encrypted sums are the sums, and nobody without the key reads them."""
 
+import json
 import math
+import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -141,3 +144,27 @@ def test_the_report_says_who_could_decrypt_whom():
   assert 'any of them could decrypt' in text
   text = homomorphic.who_can_decrypt('third_party')
   assert 'server together with the key holder' in text
+
+
+_WITHOUT = """
+import importlib.util, runpy, sys
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: (
+    None if name == 'tenseal' else real(name, *rest))
+sys.path.insert(0, 'benchmarks')
+sys.argv = ['benchmark', '--n=4', '--k=2', '--d=8', '--levels=ideal,he,shares']
+runpy.run_path('benchmarks/secure_aggregation.py', run_name='__main__')
+"""
+
+
+def test_a_benchmark_without_the_library_says_so_and_prints_its_table():
+  root = pathlib.Path(__file__).resolve().parents[2]
+  lines = subprocess.run(
+      [sys.executable, '-c', _WITHOUT], cwd=root, capture_output=True,
+      text=True, check=True).stdout.splitlines()
+  rows = {row['level']: row for row in map(
+      json.loads, filter(lambda line: line.startswith('{"level'), lines))}
+  assert list(rows) == ['ideal', 'he', 'shares']
+  assert 'fedjaxrec[he]' in rows['he']['skipped']
+  assert 'total_s' not in rows['he'] and rows['shares']['exact'] is True
+  assert 'skipped' in lines[-4] and 'pip install' in lines[-2]

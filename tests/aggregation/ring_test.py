@@ -347,8 +347,33 @@ class TestRotation:
     ring = make_ring(16, 1.0, 4, rotation=16)
     with pytest.raises(ValueError, match='sign_key=None'):
       ring.encode(jnp.zeros((3, 16)), jax.random.key(0))
+    # Room for k sigmas of rotated entries is no room for others.
+    ring = make_ring(16, 1.0, 4, rotation=16, wrap_sigmas=3.0)
     with pytest.raises(ValueError, match='rotation=16 with a leaf'):
       ring.encode(jnp.zeros((3, 8)), jax.random.key(0), jax.random.key(1), 1)
+
+  def test_a_leaf_that_is_too_short_stays_as_it_is(self):
+    rng = np.random.default_rng(3)
+    delta = {'short': jnp.asarray(rng.normal(size=(3, 8)), jnp.float32),
+             'long': jnp.asarray(rng.normal(size=(3, 16)), jnp.float32),
+             'number': jnp.float32(0.25)}
+    delta = jax.tree.map(lambda x: x / 16, delta)
+    key, sign_key = jax.random.key(0), jax.random.key(1)
+    axes = {'short': 1, 'long': 1, 'number': 0}
+    plain, ring = (make_ring(16, 1.0, 4, rotation=r) for r in (0, 16))
+    left, right = (one.encode(delta, key, sign_key, axes).values
+                   for one in (plain, ring))
+    assert plain.scale == ring.scale  # The bound of an entry is the norm.
+    for name in ('short', 'number'):
+      np.testing.assert_array_equal(left[name], right[name])
+    assert (left['long'] != right['long']).mean() > 0.5
+    got = ring.decode(right, sign_key, axes)
+    for name, x in delta.items():
+      # An integer an entry at most, sixteen of them rotated back.
+      np.testing.assert_allclose(got[name], x, atol=4 / ring.scale)
+    # Rotated back by another key it is another vector (positive control).
+    other = ring.decode(right, jax.random.key(2), axes)
+    assert np.abs(other['long'] - delta['long']).max() > 100 * 4 / ring.scale
 
 
 @pytest.mark.parametrize(('options', 'message'), [

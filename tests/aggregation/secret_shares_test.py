@@ -269,12 +269,14 @@ class TestWhatAServerSees:
       servers = [share_parties.Aggregator(i, parameters) for i in (0, 1)]
       client = SharingClient(at_the_edge(0), parameters, entropy())
       for server, data in zip(servers, client.shares()):
-        assert server.receive_shares(0, data)
+        assert server.receive_shares(0, data) is None
       long.append(np.frombuffer(data := client.shares()[0], '<u8', D,
                                 len(data) - 8 * D))
       challenge = bytes(32)
+      for server in servers:
+        server.close_shares()
       for server, data in zip(servers, client.proof(challenge)):
-        assert server.receive_proof(0, data)
+        assert server.receive_proof(0, data) is None
       chosen = share_parties.draw_subsets(challenge, D)
       openings = [server.open(0, chosen, t) for server in servers]
       assert share_parties.check(openings, t) is None
@@ -392,3 +394,84 @@ def test_bytes_are_counted_and_the_leaks_are_said():
   assert result.between_bytes > 3 * 6 * 8 * D
   assert result.client_s > 0 and result.server_s > 0
   assert 'within the bound' in result.leaks
+
+
+class TestMessagesOutOfPlace:
+
+  def proven(self):
+    """Servers that have checked a client's norm of 5, and its messages."""
+    parameters = ShareParameters(
+        bits=16, num_servers=2, length=D,
+        statement=norm_proof.Statement(length=D, bound_squared=1600))
+    servers = [share_parties.Aggregator(i, parameters) for i in (0, 1)]
+    vector = np.zeros(D, np.uint32)
+    vector[:2] = 3, 4
+    client = SharingClient(vector, parameters)
+    first, challenge = client.shares(), bytes(32)
+    for server, data in zip(servers, first):
+      assert server.receive_shares(3, data) is None
+      server.close_shares()
+    second = client.proof(challenge)
+    for server, data in zip(servers, second):
+      assert server.receive_proof(3, data) is None
+      server.close_proofs()
+    chosen = share_parties.draw_subsets(challenge, D)
+    assert share_parties.check(
+        [server.open(3, chosen, 12345) for server in servers], 12345) is None
+    return parameters, servers, vector, second
+
+  def sum_of(self, servers):
+    return field.to_signed(share_parties.add_all(
+        [server.sum_share([3]) for server in servers]))
+
+  def loud(self, parameters):
+    return SharingClient(np.full(D, 9000, np.uint32), parameters).shares()
+
+  def test_what_was_proven_is_what_is_summed(self, monkeypatch):
+    parameters, servers, vector, second = self.proven()
+    for server, data in zip(servers, self.loud(parameters)):
+      assert server.receive_shares(3, data) is Reason.DUPLICATE
+    for server, data in zip(servers, second):
+      assert server.receive_proof(3, data) is Reason.DUPLICATE
+    np.testing.assert_array_equal(self.sum_of(servers), vector)
+    # A server that lets the last message stand (positive control).
+    for server, data in zip(servers, self.loud(parameters)):
+      server._shares[3] = data
+    np.testing.assert_array_equal(self.sum_of(servers), np.full(D, 9000))
+
+  def test_who_comes_too_late_or_too_early_is_refused_by_name(self):
+    parameters, servers, _, second = self.proven()
+    assert [s.receive_shares(4, m) for s, m in zip(
+        servers, self.loud(parameters))] == [Reason.LATE] * 2
+    assert [s.receive_proof(4, m) for s, m in zip(
+        servers, second)] == [Reason.LATE] * 2
+    fresh = share_parties.Aggregator(0, parameters)
+    assert fresh.receive_shares(3, self.loud(parameters)[0]) is None
+    assert fresh.receive_proof(3, second[0]) is Reason.WRONG_STAGE
+    fresh.close_shares()
+    assert fresh.receive_proof(4, second[0]) is Reason.WRONG_STAGE
+    assert fresh.receive_proof(3, second[0]) is None
+
+  def test_without_a_proof_a_second_message_is_refused_as_well(self):
+    parameters = ShareParameters(bits=16, num_servers=2, length=D)
+    server = share_parties.Aggregator(0, parameters)
+    messages = [SharingClient(v, parameters).shares()[0]
+                for v in vectors(2).values()]
+    assert server.receive_shares(3, messages[0]) is None
+    assert server.receive_shares(3, messages[1]) is Reason.DUPLICATE
+    server.close_shares()
+    assert server.receive_shares(4, messages[1]) is Reason.LATE
+
+  def test_in_a_round_a_refused_message_names_its_reason(self, monkeypatch):
+    real = share_parties.Aggregator.receive_shares
+
+    def twice(server, client, data):
+      first = real(server, client, data)
+      return real(server, client, data) if client == 7 else first
+
+    monkeypatch.setattr(share_parties.Aggregator, 'receive_shares', twice)
+    inputs = vectors(3)
+    result = run_shared_sum(inputs, bits=16)
+    assert result.rejected == {7: Reason.DUPLICATE}
+    np.testing.assert_array_equal(
+        result.sum, modular_sum(inputs, [0, 14], 16))

@@ -326,11 +326,12 @@ class TestRefusals:
       simulate(make_config(client=plain.client(optimizer='adam')))
 
 
-def test_it_runs_under_clipping_compression_and_a_secure_sum():
+@pytest.mark.parametrize('section', [
+  {'secure': config.SecureConfig(level='ideal', l2_clip_norm=0.5)},
+  {'compression': config.CompressionConfig(sparsify='top_k')}])
+def test_it_runs_under_clipping_compression_or_a_secure_sum(section):
   """The chain sees the pseudo-rows as any others; sums stay finite."""
-  settings = make_config(
-      secure=config.SecureConfig(level='ideal', l2_clip_norm=0.5),
-      compression=config.CompressionConfig(sparsify='top_k'))
+  settings = make_config(**section)
   simulation = simulate(settings)
   state, metrics = simulation.run(simulation.init(), 0, ROUNDS)
   assert (np.asarray(metrics.reported) > 0).all()

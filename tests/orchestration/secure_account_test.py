@@ -21,7 +21,7 @@ from tests.small_runs import make_config
 
 D = 30
 LAYOUT = RowLayout(10, (3,), 0)
-TIMES = ('client_s', 'server_s')
+TIMES = ('client_s', 'server_s', 'key_holder_s')
 
 
 def make_sums(level, **changes):
@@ -156,3 +156,34 @@ def test_a_total_that_was_measured_is_not_scaled_from_the_mean():
   assert secure.count_upload(traffic, section)['total_bytes'] == 300.0
   assert secure.count_upload(
       traffic, section | {'total_bytes': 7.0})['total_bytes'] == 7.0
+
+
+@pytest.mark.parametrize('opened', [True, False])
+def test_the_seconds_of_a_key_holder_are_in_the_account(opened, monkeypatch):
+  """Of a library in whose place the seconds are known."""
+  from fedjaxrec.aggregation import homomorphic
+  from fedjaxrec.aggregation.cost import Cost, SumNotRevealed
+  clients = tuple(range(8))
+  traffic = {'ciphertexts': dict.fromkeys(clients, 9)}
+
+  def summed(vectors, *, min_survivors):
+    if not opened:
+      raise SumNotRevealed('few', {}, Cost(
+          traffic, {}, 1.0, 2.0, key_holder_s=4.0))
+    return homomorphic.HomomorphicSumResult(
+        'homomorphic', sum(vectors.values()), clients, {}, traffic, {}, 1.0,
+        2.0, 4.0, 'a third party')
+
+  monkeypatch.setattr(homomorphic, 'KeyHolder', lambda: None)
+  monkeypatch.setattr(homomorphic, 'run_homomorphic_sum', summed)
+  sums = make_sums('he')
+  for r in range(2):
+    assert sums(messages(), r).reported == (8 if opened else 0)
+  lines = [sums.take(r) for r in range(2)]
+  assert [line['key_holder_s'] for line in lines] == [4.0, 4.0]
+  totals = secure_account.add_up(json.loads(json.dumps(lines)))
+  assert (totals.client_s, totals.server_s, totals.key_holder_s) == (2, 4, 8)
+  assert secure_account.describe(totals)['key_holder_s'] == 8.0
+  for line in lines:  # As an older version wrote it.
+    del line['key_holder_s']
+  assert secure_account.add_up(lines).key_holder_s == 0

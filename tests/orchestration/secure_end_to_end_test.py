@@ -1,6 +1,7 @@
 """One model at every level of secrecy, and what is refused on the way."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,38 @@ def test_every_level_has_the_same_model_bit_for_bit(ideal, changes):
 def test_clients_in_other_processes_have_the_same_model():
   config = small('protocol', secure__transport='tcp')
   assert_same(play(config, rounds=1)[1], play(small('ideal'), rounds=1)[1])
+
+
+def test_a_rotation_is_undone_and_is_the_same_at_every_level():
+  """Item rows have four entries; their biases stay as they are."""
+  turned = {'secure__bits': 32, 'server__optimizer': 'sgd',
+            'server__learning_rate': 1.0, 'rounds': 1}
+  before, ideal, reported, _, _ = play(
+      small('ideal', secure__rotation=4, **turned), 1)
+  _, masked, _, _, sums = play(small(
+      'masked', secure__rotation=4, secure__rows='union', **turned), 1)
+  assert_same(ideal, masked)
+  assert reported == [6] and sums.survivors == 6
+  _, plain, _, _, _ = play(small('ideal', **turned), 1)
+  # Six clients' roundings in a mean of six: an integer an entry, and of four
+  # rotated back twice that, with scale 2^31 / 6 / 2. Norms of up to 2 pass
+  # eight steps of float32 there and back, and the decoded sum of six a few.
+  atol = 2 * 2 * 12 / 2**31 + 16 * 2 * 2.0**-24
+  for a, b in zip(ideal, plain, strict=True):
+    np.testing.assert_allclose(a, b, atol=atol)
+  assert np.abs(ideal[0] - before[0]).max() > 1e3 * atol
+  assert any((a != b).any() for a, b in zip(ideal, plain))  # It was rotated.
+
+
+@pytest.mark.parametrize(('level', 'rotation', 'words'), [
+    ('ideal', 12, 'power of two'), ('ideal', -4, 'power of two'),
+    ('none', 4, 'secure.level=none'), ('ideal', 8, 'secure.rotation=4 or less'),
+    ('masked', 64, 'has 4 entries')])
+def test_a_rotation_that_cannot_be_is_refused(level, rotation, words):
+  with pytest.raises(ValueError, match=f'secure.rotation={rotation}.*{words}'):
+    secure.prepare(
+        make_config({'secure.level': level, 'secure.rotation': rotation}),
+        make_interactions(ROWS, NUM_ITEMS), NUM_ITEMS)
 
 
 DROPS = {'secure__dropout': 0.1, 'secure__min_survivors': 2,
@@ -244,10 +277,52 @@ class TestRunDirectory:
     ({'secure.level': 'he', 'secure.rows': 'union'}, 'rows=dense'),
     ({'secure.level': 'he', 'secure.bits': 32}, '24'),
     ({'cohort.size': 1}, 'invite more'),
+    ({'secure.l2_clip_norm': 16.0, 'privacy.l2_clip_norm': 2.0},
+     'secure.l2_clip_norm=16.0.*clip norm of 2 '),
+    ({'secure.l2_clip_norm': 4.0, 'privacy.item_clip_norm': 3.0,
+      'privacy.shared_clip_norm': 4.0}, 'clip norm of 5 .*item_clip_norm'),
 ])
 def test_what_cannot_be_is_refused_with_the_way_out(changes, words):
   with pytest.raises(ValueError, match=words):
     make_config({'secure.level': 'protocol', **changes})
+
+
+def test_the_same_clip_norm_may_be_said_twice():
+  for privacy in ({'privacy.l2_clip_norm': 2.0}, {
+      'privacy.item_clip_norm': 1.2, 'privacy.shared_clip_norm': 1.6}):
+    config = make_config({
+        'secure.level': 'ideal', 'secure.l2_clip_norm': 2.0, **privacy})
+    assert secure.ring_clip_norm(config) == pytest.approx(2.0, rel=1e-12)
+
+
+@pytest.mark.parametrize(('changes', 'words'), [
+    # Thirty-two bits for six clients: norms of 2^29 integers.
+    ({'secure__level': 'shares', 'secure__norm_check': True,
+      'secure__bits': 32}, r'secure.bits=32 with.*use secure.bits=(\d+)'),
+    # Of twelve clients half, by coins: more than six may come.
+    ({'secure__level': 'masked', 'secure__num_neighbors': 5,
+      'cohort__sampler': 'poisson'}, 'secure.num_neighbors=5 is odd'),
+    ({'secure__level': 'protocol', 'secure__num_neighbors': 5,
+      'secure__threshold': 4, 'cohort__sampler': 'poisson'},
+     'secure.num_neighbors=5 is odd'),
+])
+def test_what_would_stop_in_a_round_is_refused_before(changes, words):
+  train = make_interactions(ROWS, NUM_ITEMS)
+  level = changes.pop('secure__level')
+  with pytest.raises(ValueError, match=words) as refusal:
+    secure.prepare(small(level, **changes), train, NUM_ITEMS)
+  if 'secure__bits' in changes:  # What it names is the most that works.
+    enough = int(re.search(words, str(refusal.value))[1])
+    secure.prepare(small(
+        level, **{**changes, 'secure__bits': enough}), train, NUM_ITEMS)
+    with pytest.raises(ValueError, match='norm_check'):
+      secure.prepare(small(
+          level, **{**changes, 'secure__bits': enough + 1}), train, NUM_ITEMS)
+
+
+def test_a_complete_graph_of_fixed_cohorts_may_be_odd():
+  secure.prepare(small('masked', secure__num_neighbors=5),
+                 make_interactions(ROWS, NUM_ITEMS), NUM_ITEMS)
 
 
 def test_a_graph_that_hides_nobody_is_refused():
