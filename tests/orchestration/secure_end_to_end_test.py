@@ -113,7 +113,7 @@ def test_a_rotation_is_undone_and_is_the_same_at_every_level():
   atol = 2 * 2 * 12 / 2**31 + 16 * 2 * 2.0**-24
   for a, b in zip(ideal, plain, strict=True):
     np.testing.assert_allclose(a, b, atol=atol)
-  assert np.abs(ideal[0] - before[0]).max() > 1e3 * atol
+  assert np.abs(ideal[0] - before[0]).max() > 100 * atol
   assert any((a != b).any() for a, b in zip(ideal, plain))  # It was rotated.
 
 
