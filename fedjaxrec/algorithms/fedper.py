@@ -1,7 +1,7 @@
 """FedPer and FedRep: layers that stay with the client, and a base that travels.
 
-Which layers are personal is the model's marker: the user vector of mf and
-neumf, the score layer of pfedrec.
+Which layers are personal is the model's marker: the user vector of mf,
+gmf, mlp and neumf, the score layer of pfedrec.
 """
 
 from typing import Any

@@ -10,7 +10,7 @@ NORMALIZATIONS = ('none', 'local_steps')
 # Whose clients take local steps, and upload what they made of the server's.
 _STEPPING = ('fedavg', 'fedper')
 # All of whose parameters are trained.
-_FREE_MODELS = ('mf', 'neumf', 'pfedrec')
+_FREE_MODELS = ('mf', 'gmf', 'mlp', 'neumf', 'pfedrec')
 
 
 def sections_on(config: Any) -> tuple[str, ...]:

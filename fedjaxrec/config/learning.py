@@ -7,7 +7,8 @@ from fedjaxrec.config.rules import above, at_least, check_types, one_of
 
 # Models whose user is the encoding of a sequence; for sequential alone.
 SEQUENCE_MODELS = ('sasrec', 'gru4rec')
-MODELS = ('mf', 'neumf', 'pfedrec', 'metamf', 'two_tower', *SEQUENCE_MODELS)
+MODELS = ('mf', 'gmf', 'mlp', 'neumf', 'pfedrec', 'metamf', 'two_tower',
+          *SEQUENCE_MODELS)
 # Those that learn what a client starts from, or is made of.
 META_LEARNERS = ('reptile', 'fomaml', 'perfedavg', 'metamf')
 # Algorithms whose clients have models of their own.
@@ -35,14 +36,14 @@ class ModelConfig:
   """The recommender.
 
   Attributes:
-    name: mf (matrix factorisation with biases) or neumf (FedNCF),
-      two_tower (towers on side features), or
+    name: mf (matrix factorisation with biases), gmf, mlp or neumf (FedNCF's
+      three), two_tower (towers on side features), or
       pfedrec (personal score layer, no user vector), or metamf (networks that
       generate a client's model); or, for algorithm.name=
       sequential, sasrec (self-attention) or gru4rec (a recurrent network).
     dim: Dimension of user and item vectors.
     init_scale: Standard deviation of the initial vectors.
-    hidden: Widths of NeuMF's layers.
+    hidden: Widths of the layers of mlp and neumf.
     max_length: Latest items of a client that sasrec and gru4rec read.
     num_blocks: SASRec's attention blocks.
     num_heads: Heads of each; divides dim.

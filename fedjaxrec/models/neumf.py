@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjaxrec.config import ModelConfig
+from fedjaxrec.models.mlp import make_layers, run_layers
 from fedjaxrec.models.recommender import ItemTable, Personal
 
 
@@ -29,18 +30,11 @@ class NeuMF(nnx.Module):
     self.item_mlp = ItemTable(
         scale * jax.random.normal(keys[3], (num_items, dim)))
     rngs = nnx.Rngs(keys[4])
-    widths = (2 * dim, *config.hidden)
-    self.hidden = nnx.List(
-        [nnx.Linear(*pair, rngs=rngs)
-         for pair in zip(widths[:-1], widths[1:], strict=True)])
-    self.output = nnx.Linear(dim + widths[-1], 1, rngs=rngs)
+    self.hidden = make_layers(dim, config.hidden, rngs)
+    self.output = nnx.Linear(dim + config.hidden[-1], 1, rngs=rngs)
 
   def __call__(self) -> jax.Array:
     """Scores every row: float32 [num_rows]."""
-    item_mlp = self.item_mlp[...]
-    x = jnp.concatenate(
-        [jnp.broadcast_to(self.user_mlp[...], item_mlp.shape), item_mlp], -1)
-    for layer in self.hidden:
-      x = jax.nn.relu(layer(x))
+    x = run_layers(self.hidden, self.user_mlp[...], self.item_mlp[...])
     gmf = self.user[...][None, :] * self.item[...]
     return self.output(jnp.concatenate([gmf, x], -1))[..., 0]

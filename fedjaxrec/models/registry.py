@@ -3,9 +3,11 @@ and its name in `MODELS` of `config/learning.py`.
 """
 
 from fedjaxrec.config import ModelConfig, TwoTowerConfig
+from fedjaxrec.models.gmf import GMF
 from fedjaxrec.models.gru4rec import GRU4Rec
 from fedjaxrec.models.matrix_factorization import MatrixFactorization
 from fedjaxrec.models.metamf import MetaMF
+from fedjaxrec.models.mlp import MLP
 from fedjaxrec.models.neumf import NeuMF
 from fedjaxrec.models.pfedrec import PFedRec
 from fedjaxrec.models.recommender import Recommender, make_recommender
@@ -18,6 +20,8 @@ from fedjaxrec.models.two_tower import (
 
 MODELS = {
     'mf': MatrixFactorization,
+    'gmf': GMF,
+    'mlp': MLP,
     'neumf': NeuMF,
     'pfedrec': PFedRec,
     'metamf': MetaMF,

@@ -112,7 +112,7 @@ def test_an_epoch_steps_adam_down_the_formulas_gradient():
       jax.tree.map(jnp.atleast_1d, found), treedef.unflatten(leaves))
 
 
-@pytest.mark.parametrize('model', ['mf', 'neumf'])
+@pytest.mark.parametrize('model', ['mf', 'gmf', 'mlp', 'neumf'])
 def test_every_model_of_the_registry_learns(model):
   data = slow.make_interactions(6)
   first, *_, last = mf.train_epochs(
