@@ -176,7 +176,7 @@ def test_a_type_that_no_flag_can_hold_is_refused():
 def test_the_short_help_keeps_the_choices_and_fits_the_width(monkeypatch):
   monkeypatch.setenv('COLUMNS', '80')
   text = format_flags(parse(), {'model': 'Model', 'split': 'Split'})
-  assert 'mf or neumf' in ' '.join(text.split())
+  assert 'gmf, mlp or neumf' in ' '.join(text.split())
   assert '--model.dim=32' in text
   assert '--data.source' not in text
   assert max(map(len, text.splitlines())) <= 80
