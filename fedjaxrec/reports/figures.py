@@ -96,16 +96,26 @@ def validation(
     lines: Sequence[Mapping[str, Any]], selected_round: int | None
 ) -> Figure | None:
   """NDCG@10 and HR@10 on the validation set, with the selected round."""
+  return _validation(lines, selected_round, tuple(
+      (name, tables.METRICS[name], colour) for name, colour in (
+          ('ndcg@10', 'personalised'), ('hit_rate@10', 'local_only'))),
+                     'Validation')
+
+
+def _validation(
+    lines: Sequence[Mapping[str, Any]], selected_round: int | None,
+    metrics: Sequence[tuple[str, str, str]], title: str
+) -> Figure | None:
+  """Metrics, (name, label, colour) each, of the validation set over rounds."""
   data = []
-  for name, colour in (('ndcg@10', 'personalised'), ('hit_rate@10',
-                                                     'local_only')):
+  for name, label, colour in metrics:
     rounds, values = _curve(
         [(line['round'], line['validation'].get(name)) for line in lines
          if line.get('validation')])
     if any(value is not None for value in values):
       data.append({
           'type': 'scatter', 'mode': 'lines+markers', 'x': rounds, 'y': values,
-          'name': tables.METRICS[name],
+          'name': label,
           'line': {'color': f'var(--{colour})', 'width': 2},
           'marker': {'size': 5},
           'hovertemplate': 'round %{x}: %{y:.4f}',
@@ -113,7 +123,7 @@ def validation(
   if not data:
     return None
   layout: dict[str, Any] = {
-      'title': {'text': 'Validation'},
+      'title': {'text': title},
       'xaxis': {'title': {'text': 'round'}},
       'yaxis': {'rangemode': 'tozero'},
   }
@@ -165,6 +175,47 @@ def activity_groups(
           'yaxis': {'rangemode': 'tozero'},
       },
   }
+
+
+_ITEM_MODELS = {'popularity': 'Popularity',
+                'aggregated': 'Federated (aggregated)',
+                'personalised': 'Federated (personalised)'}
+
+
+def item_groups(
+    groups: Sequence[Mapping[str, Any]], name: str = 'recall@10'
+) -> Figure | None:
+  """One metric by the popularity of what is asked for, of each model."""
+  data = []
+  for key, label in _ITEM_MODELS.items():
+    values = [tables.number((g.get(key) or {}).get(name)) for g in groups]
+    if any(value is not None for value in values):
+      data.append({
+          'type': 'bar', 'name': label, 'y': values,
+          'x': [f'{_text(g.get("label", ""))}<br>{g.get("num_pairs", "?")} '
+                'test items' for g in groups],
+          'marker': {'color': f'var(--{key})'},
+          'hovertemplate': '%{x}<br>%{y:.4f}'})
+  if not data:
+    return None
+  return {
+      'data': data,
+      'layout': {
+          'title': {'text': 'Recall@10 by training interactions of the test '
+                            'item'},
+          'barmode': 'group', 'bargap': 0.3, 'bargroupgap': 0.08,
+          'yaxis': {'rangemode': 'tozero'}, 'xaxis': {'type': 'category'}},
+  }
+
+
+def rating_errors(
+    lines: Sequence[Mapping[str, Any]], selected_round: int | None
+) -> Figure | None:
+  """RMSE and MAE of predicted ratings on the validation set."""
+  return _validation(
+      lines, selected_round, (('rmse', 'RMSE', 'personalised'),
+                              ('mae', 'MAE', 'local_only')),
+      'Validation: errors of predicted ratings')
 
 
 def format_bytes(value: Any) -> str:

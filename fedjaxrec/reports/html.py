@@ -95,6 +95,12 @@ def headline(summary: Mapping[str, Any]) -> str:
   what = f'Federated {_MODELS.get(model, model)} on {data}'
   if value is None:
     return f'{what}: this run has no test result.'
+  ratings = summary.get('ratings') or {}
+  rmse, user_mean = (tables.number((ratings.get(key) or {}).get('rmse'))
+                     for key in ('personalised', 'user_mean'))
+  if rmse is not None and user_mean is not None:
+    what += (f' predicts ratings with an RMSE of {rmse:.4f}, the mean of each '
+             f'user with {user_mean:.4f}; as a ranking it')
   sentence = f'{what} reaches NDCG@10 {tables.format_metric(ours, "ndcg@10")}'
   popular = (summary.get('controls') or {}).get('popularity') or {}
   base = tables.number(popular.get('ndcg@10'))
@@ -213,10 +219,37 @@ def _comparison(
       ''.join(f'<p>{_escape(note)}</p>\n' for note in tables.notes(summary)),
       f'<div class="card scroll"><table><thead><tr><th>Model</th>{head}</tr>'
       f'</thead><tbody>\n{body}</tbody></table></div>\n',
+      _ratings(summary),
       f'<div class="grid">\n{charts}</div>\n',
       '<details class="card"><summary>All metrics</summary>'
       f'<div class="scroll"><table><thead><tr><th>Metric</th>{models}</tr>'
       f'</thead><tbody>\n{everything}</tbody></table></div></details>\n')
+
+
+def _ratings(summary: Mapping[str, Any]) -> str:
+  """How far predicted ratings are off; nothing where none are predicted."""
+  cells = tables.rating_cells(summary)
+  if not cells:
+    return ''
+  return ('<h3>Predicted ratings: errors over the held-out ratings</h3>\n'
+          + _cell_table(cells, summary))
+
+
+def _cell_table(
+    cells: Sequence[Sequence[str]], summary: Mapping[str, Any]
+) -> str:
+  """A table of texts, a row a model, each in its colour."""
+  keys = {row.label: row.key for row in tables.comparison_rows(summary)}
+  head = ''.join(f'<th>{_escape(cell)}</th>' for cell in cells[0])
+  body = ''
+  for label, *values in cells[1:]:
+    key = keys.get(label, 'popularity')
+    body += (f'<tr class="{key}"><th><span class="swatch" style="background:'
+             f'var(--{key})"></span>{_escape(label)}</th>'
+             + ''.join(f'<td>{_escape(value)}</td>' for value in values)
+             + '</tr>\n')
+  return (f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
+          f'<tbody>\n{body}</tbody></table></div>\n')
 
 
 def _training(
@@ -225,6 +258,7 @@ def _training(
     plots: dict[str, figures.Figure],
 ) -> str:
   selected = summary.get('selected_round')
+  errors = figures.rating_errors(lines, selected)
   note = '' if selected is None else (
       f'<p>The test set was ranked with the parameters of round '
       f'{_escape(selected)}.</p>\n')
@@ -233,16 +267,27 @@ def _training(
       _plot(plots, 'loss', figures.training_loss(lines),
             'This run logged no training loss.'),
       _plot(plots, 'validation', figures.validation(lines, selected),
-            'This run logged no validation result.'), '</div>\n')
+            'This run logged no validation result.'),
+      _plot(plots, 'errors', errors, '') if errors else '', '</div>\n')
 
 
 def _groups(
     summary: Mapping[str, Any], plots: dict[str, figures.Figure]
 ) -> str:
   figure = figures.activity_groups(summary.get('groups') or [])
-  return _section('By user activity', _plot(
+  by_user = _section('By user activity', _plot(
       plots, 'groups', figure, 'This run has no groups of users.',
       size='tall'))
+  items = summary.get('item_groups') or []
+  cells = tables.reach_cells(summary)
+  if not cells:
+    return by_user
+  return by_user + _section(
+      'Fairness and reach', f'<p>{tables.REACH_CAPTION}'
+      f'{f" {tables.ITEMS_CAPTION}" if items else ""}</p>\n',
+      _cell_table(cells, summary),
+      _plot(plots, 'items', figures.item_groups(items),
+            'This run has no groups of items.', size='tall') if items else '')
 
 
 def _adaptation(

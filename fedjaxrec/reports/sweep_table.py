@@ -19,6 +19,7 @@ import rich.console
 from fedjaxrec.reports.sweep_directory import Outcome
 from fedjaxrec.reports.tables import (
   METRICS,
+  REACH,
   cell_table,
   markdown_rows,
   number,
@@ -31,7 +32,13 @@ VALIDATION = 'validation.ndcg@10'
 SHOWN = {VALIDATION: 'validation NDCG@10'} | {
     f'test.personalised.{name}': f'test {label}'
     for name, label in METRICS.items()}
-_SECTIONS = ('test', 'controls', 'communication', 'privacy')
+# Means alone, where members have them: whom a setting serves, and how far its
+# predicted ratings are off.
+_BESIDE = {f'test.personalised.{name}': label
+           for name, label in REACH.items()} | {
+    'validation.rmse': 'validation RMSE', 'ratings.personalised.rmse': 'RMSE',
+    'ratings.personalised.mae': 'MAE'}
+_SECTIONS = ('test', 'ratings', 'controls', 'communication', 'privacy')
 
 
 class Interval(NamedTuple):
@@ -211,7 +218,10 @@ def cells(
   """Yields the head and a row a setting: fields, seeds, metrics, seconds."""
   shown = [path for path in SHOWN
            if any(over_seeds(setting, path) for setting in settings)]
-  yield [*fields, 'seeds', *(SHOWN[path] for path in shown), 'train_s']
+  beside = [path for path in _BESIDE
+            if any(over_seeds(setting, path) for setting in settings)]
+  yield [*fields, 'seeds', *(SHOWN[path] for path in shown),
+         *(_BESIDE[path] for path in beside), 'train_s']
   for setting in settings:
     done = [m for m in setting.members if m.status == 'done']
     seconds = [number(m.summary.get('train_s')) or 0.0 for m in done]
@@ -221,6 +231,8 @@ def cells(
       seeds += f', {others} {status}' if others else ''
     yield [*(show(setting.values[field]) for field in fields), seeds,
            *(format_interval(over_seeds(setting, path)) for path in shown),
+           *(f'{mean.mean:.4f}' if (mean := over_seeds(setting, path)) else '-'
+             for path in beside),
            f'{statistics.fmean(seconds):.2f}' if done else '-']
 
 

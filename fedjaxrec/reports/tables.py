@@ -20,6 +20,21 @@ METRICS = {
 }
 
 
+# Whom a model serves, and with what.
+REACH = {
+    'worst_decile_ndcg@10': 'Worst decile, NDCG@10',
+    'coverage@10': 'Coverage@10',
+    'gini@10': 'Gini@10',
+}
+REACH_CAPTION = (
+    'Worst decile: the tenth of the users, by activity, that is served worst. '
+    'Coverage: the share of the items that somebody is shown among the first '
+    '10. Gini: how unequally they are shown, 0 all alike.')
+ITEMS_CAPTION = (
+    'Items of a-b: recall@10 of the test items with so many training '
+    'interactions, the least popular first.')
+_ERRORS = {'rmse': 'RMSE', 'mae': 'MAE'}
+_RATED = {'global_mean': 'Mean of all ratings', 'user_mean': "Users' means"}
 # How a protocol is labelled whose training is told of the test items.
 LEAKING = 'LEAKING PROTOCOL'
 
@@ -153,6 +168,43 @@ def comparison_table(summary: Mapping[str, Any]) -> rich.table.Table:
   return table
 
 
+def reach_cells(summary: Mapping[str, Any]) -> list[list[str]]:
+  """Whom each compared model serves: the head, and a row a model, or nothing.
+
+  Beside worst decile, coverage and Gini the recall of test items by their
+  popularity, where a model has it.
+
+  Args:
+    summary: The content of summary.json.
+  """
+  groups = summary.get('item_groups') or []
+  body = []
+  for row in comparison_rows(summary):
+    cells = [format_metric(row.metrics, name) for name in REACH]
+    cells += [format_metric(group.get(row.key) or {}, 'recall@10')
+              for group in groups]
+    if set(cells) != {'-'}:
+      body.append([row.label, *cells])
+  if not body:
+    return []
+  return [['Model', *REACH.values(), *(
+      f'Items of {str(group.get("label", "?")).partition(" ")[0]}'
+      for group in groups)], *body]
+
+
+def rating_cells(summary: Mapping[str, Any]) -> list[list[str]]:
+  """How far predicted ratings are off; nothing where none are predicted.
+
+  Args:
+    summary: The content of summary.json.
+  """
+  ratings = summary.get('ratings') or {}
+  labels = _RATED | {row.key: row.label for row in comparison_rows(summary)}
+  rows = [[label, *(format_metric(ratings[key], name) for name in _ERRORS)]
+          for key, label in labels.items() if ratings.get(key)]
+  return [['Ratings', *_ERRORS.values()], *rows] if rows else []
+
+
 def markdown_rows(rows: Sequence[Sequence[str]]) -> list[str]:
   """Returns the lines of a Markdown table, of which the first row is the head.
 
@@ -196,12 +248,34 @@ def cell_table(
   return table
 
 
+def _place(
+    cells: Sequence[Sequence[str]], summary: Mapping[str, Any]) -> int | None:
+  """The place of the personalised model's row below the head."""
+  label = [row.label for row in comparison_rows(summary)
+           if row.key == 'personalised']
+  places = [i for i, row in enumerate(cells[1:]) if row[0] in label]
+  return places[0] if places else None
+
+
 def print_comparison(
     summary: Mapping[str, Any], console: rich.console.Console | None = None
 ) -> None:
   """Prints the table of results; in full width where output is a file."""
   console = console or open_console(140)
   console.print(comparison_table(summary))
+  reach, ratings = reach_cells(summary), rating_cells(summary)
+  if reach:
+    caption = REACH_CAPTION
+    if summary.get('item_groups'):
+      caption += f' {ITEMS_CAPTION}'
+    console.print(cell_table(
+        reach, title='Fairness and reach', caption=caption, left=1,
+        bold=_place(reach, summary)))
+  if ratings:
+    console.print(cell_table(
+        ratings, title='Predicted ratings', left=1,
+        caption='errors over the held-out ratings of the test set',
+        bold=_place(ratings, summary)))
   secure = summary.get('secure')
   if secure:
     lines = rich.table.Table(

@@ -161,6 +161,53 @@ class TestContent:
     assert 'Privacy: none' not in text
 
 
+class TestGroupsAndRatings:
+
+  GROUPS = [{'label': f'{n} interactions', 'num_pairs': 9,
+             'personalised': {'recall@10': n / 10},
+             'aggregated': {'recall@10': n / 20},
+             'popularity': {'recall@10': 0.01}} for n in (1, 2)]
+  RATINGS = {'personalised': {'rmse': 0.9123, 'mae': 0.7}, 'user_mean': {
+      'rmse': 1.0456, 'mae': 0.8}, 'global_mean': {'rmse': 1.2, 'mae': 0.9}}
+
+  def test_whom_it_serves_is_shown_by_item_and_by_user(self):
+    page = render(SUMMARY | {'item_groups': self.GROUPS})
+    shown = page.figures['items']['data']
+    assert [trace['name'] for trace in shown] == [
+        'Popularity', 'Federated (aggregated)', 'Federated (personalised)']
+    assert shown[2]['y'] == [0.1, 0.2] and shown[1]['y'] == [0.05, 0.1]
+    assert shown[0]['x'][1] == '2 interactions<br>9 test items'
+    for words in ('Fairness and reach', 'Worst decile', 'Items of 2', '0.2500'):
+      assert words in page.text
+    head, *rows = tables.reach_cells(SUMMARY | {'item_groups': self.GROUPS})
+    assert len(head) == 6
+    assert rows[-1][-2:] == ['0.1000', '0.2000']
+    assert rows[1][0] == 'Local only' and rows[1][-2:] == ['-', '-']
+
+  def test_predicted_ratings_are_shown_beside_what_needs_no_model(self):
+    lines = [line | ({'validation': line['validation'] | {
+        'rmse': 1.1, 'mae': 0.8}} if 'validation' in line else {})
+             for line in LINES]
+    page = render(SUMMARY | {'ratings': self.RATINGS}, lines)
+    for words in ('0.9123', '1.0456', '1.2000', 'RMSE', "Users' means"):
+      assert words in page.text
+    assert [t['name'] for t in page.figures['errors']['data']] == [
+        'RMSE', 'MAE']
+    assert 'RMSE of 0.9123' in report.headline(
+        SUMMARY | {'ratings': self.RATINGS})
+
+  def test_what_only_ranks_has_no_ratings(self):
+    page = render()
+    assert 'RMSE' not in page.text and 'errors' not in page.figures
+
+  def test_labels_of_items_are_text(self):
+    groups = [{'label': '<b>x', 'num_pairs': 1,
+               'personalised': {'recall@10': 0.5}}]
+    page = render(SUMMARY | {'item_groups': groups})
+    assert '&lt;b&gt;' in page.figures['items']['data'][0]['x'][0]
+    assert 'b' not in {tag for tag, _ in page.elements}
+
+
 class TestSelfContained:
 
   def test_loads_nothing(self):

@@ -53,6 +53,31 @@ OUTCOMES = [
 SWEEP = {'config': config.to_dict(config.Config()), 'fields': FIELDS}
 
 
+def test_whom_a_setting_serves_and_its_errors_of_ratings_are_columns():
+  def more(outcome):
+    test = outcome.summary['test']
+    return outcome._replace(
+        lines=[line | {'validation': line['validation'] | {'rmse': 0.8}}
+               for line in outcome.lines],
+        summary=outcome.summary | {
+            'ratings': {'personalised': {'rmse': 0.9, 'mae': 0.7}},
+            'test': test | {'personalised': test['personalised'] | {
+                'worst_decile_ndcg@10': 0.0125, 'coverage@10': 0.25,
+                'gini@10': 0.75}}})
+
+  settings = sweep_table.settings_of([more(OUTCOMES[0]), more(OUTCOMES[1])])
+  head, row = sweep_table.cells(settings, FIELDS)
+  found = dict(zip(head, row, strict=True))
+  assert [found[name] for name in (
+      'Worst decile, NDCG@10', 'Coverage@10', 'Gini@10', 'validation RMSE',
+      'RMSE', 'MAE')] == [
+          '0.0125', '0.2500', '0.7500', '0.8000', '0.9000', '0.7000']
+  assert 'ratings.personalised.rmse,0.9,' in sweep_table.tidy_csv(
+      [more(OUTCOMES[0])], FIELDS)
+  plain, *_ = sweep_table.cells(sweep_table.settings_of(OUTCOMES), FIELDS)
+  assert 'RMSE' not in plain and 'Gini@10' not in plain
+
+
 def with_privacy(outcome, epsilon, deployment):
   return outcome._replace(
       values={'privacy.epsilon': epsilon},

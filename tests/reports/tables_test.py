@@ -87,3 +87,19 @@ def test_a_file_gets_the_width_asked_for_and_a_terminal_its_own(monkeypatch):
   monkeypatch.setenv('FORCE_COLOR', '1')
   monkeypatch.setenv('COLUMNS', '77')
   assert tables.open_console(99).width == 77
+
+
+def test_fairness_and_ratings_are_printed_with_the_results():
+  summary = {
+      'test': {'personalised': {
+          'ndcg@10': 0.07, 'worst_decile_ndcg@10': 0.0123, 'coverage@10': 0.31,
+          'gini@10': 0.8}},
+      'item_groups': [{'label': '0-41 interactions',
+                       'personalised': {'recall@10': 0.0456}}],
+      'ratings': {'personalised': {'rmse': 0.9123, 'mae': 0.7},
+                  'user_mean': {'rmse': 1.0456, 'mae': 0.8}}}
+  text = render(summary)
+  for word in ('0.0123', '0.3100', '0.8000', '0.0456', 'Items of 0-41', 'RMSE',
+               '0.9123', '1.0456', "Users' means"):
+    assert word in text
+  assert 'RMSE' not in render(SUMMARY) and 'Fairness' not in render(SUMMARY)
