@@ -76,6 +76,10 @@ def clip_by_l1(l1_clip_norm: float | jax.Array) -> optax.GradientTransformation:
 
   Raises:
     ValueError: For a negative or NaN bound that is known before tracing.
+
+  References:
+    Dwork, McSherry, Nissim and Smith, 2006, Calibrating Noise to Sensitivity in
+    Private Data Analysis, TCC: the L1 sensitivity that Laplace noise asks for.
   """
   _check_bound('l1_clip_norm', l1_clip_norm)
   return optax.GradientTransformation(
@@ -140,6 +144,9 @@ def clip_rows_by_l2(
   may fill), not the client's own number. Unit of privacy: the client. A row
   with a NaN or an infinity makes all rows zeros.
 
+  For use outside the engine, whose flags bound the whole delta or its two
+  groups: a bound on rows alone lets the sensitivity grow with the rows touched.
+
   Wire cost: none; shapes and dtypes are kept. Time: three passes.
 
   Args:
@@ -149,6 +156,11 @@ def clip_rows_by_l2(
   Raises:
     ValueError: For a negative or NaN bound that is known before tracing; in the
       update, for leaves that disagree in their leading axes.
+
+  References:
+    McMahan et al., 2018, `Learning Differentially Private Recurrent Language
+    Models <https://arxiv.org/abs/1710.06963>`_, section 3: per-layer clipping,
+    here with every row of the item table as a layer.
   """
   _check_bound('l2_clip_norm', l2_clip_norm)
 

@@ -14,7 +14,9 @@ With k items, e = e^epsilon and n reports:
 
 (+: and what hash collisions add.)
 
-The tallies are integers and add, so they travel through a secure sum.
+The tallies are integers and add, so they travel through a secure sum. No flag
+uses the count-mean sketch or `pad_and_sample`: they are for use outside the
+engine, where items are counted and no model is trained.
 
 A user with k items who reports each of them spends k * epsilon, because all
 reports are about one user: `epsilon_of_reports`. `pad_and_sample` makes one

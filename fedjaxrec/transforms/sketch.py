@@ -151,7 +151,9 @@ def count_sketch(
   mean, and not the median, so that the whole is linear: the decoded sum of
   tables is the sum of what each decodes to. Clients' tables add up where an
   entry means the same for all of them: for shared parameters and whole item
-  tables, not for the slots of a client's touched rows.
+  tables, not for the slots of a client's touched rows. So it is for use outside
+  the engine, which sums touched rows; compression.sketch=low_rank is the
+  sketch that adds up there.
 
   Wire cost: 32 width depth bits, however many entries there are; no positions.
   Error: the variance of an entry is (|x|^2 - x_i^2) / (width depth), over the
