@@ -271,6 +271,8 @@ REFUSED = [
   (SecureConfig, {'level': 'he', 'bits': 32}, 'secure.bits=32'),
   (SecureConfig, {'l2_clip_norm': -1.0}, 'secure.l2_clip_norm=-1.0'),
   (SecureConfig, {'entry_bound': -1.0}, 'secure.entry_bound=-1.0'),
+  (SecureConfig, {'rotation': 12}, 'secure.rotation=12'),
+  (SecureConfig, {'rotation': 8}, 'secure.rotation=8 with secure.level=none'),
   (SecureConfig, {'rows': 'sparse'}, "secure.rows='sparse'"),
   (SecureConfig, {'rows': 'union'}, 'secure.rows=union'),
   (SecureConfig, {'level': 'ideal', 'rows': 'union', 'noise': 'skellam'},

@@ -98,7 +98,7 @@ def head_config(
   fewest, scale = _fewest(config, num_clients), _least_scale(num_items)
   noise = noise_multiplier * (num_clients / fewest) ** 0.5 * scale
   return dataclasses.replace(
-      config, cohort=CohortConfig(),
+      config, cohort=CohortConfig(size=0),
       secure=dataclasses.replace(
           config.secure, rows='dense', l2_clip_norm=0.0, rotation=0,
           min_survivors=fewest,

@@ -83,6 +83,17 @@ def test_the_noise_is_what_its_share_of_the_budget_asks_for():
   assert epsilon(0.97 * noise.noise_multiplier) > 2.0
 
 
+@pytest.mark.parametrize('num_clients', [2, 3, 943, 100_000])
+def test_all_clients_are_asked_whatever_a_cohort_holds(num_clients):
+  config = secure_head.head_config(
+      make_config(CHOSEN), 5.0, num_clients, 1682)
+  assert config.cohort.size == 0 and config.secure.rows == 'dense'
+  assert config.secure.min_survivors == max(2, -(-num_clients // 2))
+  ring = secure_head.make_run_ring(config, num_clients, num_clients, 1682)
+  # Four integers for each root of an item, at least: finer than the rounding.
+  assert ring.scale >= 4 * 1682**0.5
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   return experiment.train(
