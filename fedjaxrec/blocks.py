@@ -20,6 +20,7 @@ from fedjaxrec.population import (
 )
 from fedjaxrec.server import Server, ServerState
 from fedjaxrec.touched_rows import read_rows
+from fedjaxrec.transforms.clip import l2_norm
 from fedjaxrec.uplink import Uplink, send
 
 PyTree = Any
@@ -102,7 +103,8 @@ class Trained(NamedTuple):
     weight: float32 [B]; 0 for who does not count.
     reports: The block's sum.
     personal: That of all clients.
-    metrics: (loss sum, loss terms, reported, examples, rejected).
+    metrics: (loss sum, loss terms, reported, examples, rejected, bytes sent);
+      the last as `split_bytes` has them, () where they are not counted.
   """
   rows: jax.Array
   start: PyTree
@@ -173,7 +175,7 @@ def make_block_work(
     whole = algorithm.broadcast(start)
 
     def send_block(rows, delta, trained, keys, personal, members):
-      """Sends a block's deltas on their way: (rows that travel, Sent)."""
+      """Sends a block's deltas: (rows that travel, Sent, bytes sent)."""
       used = (rows < num_items) & widen(trained, rows)
       if uplink.open_rows is not None:
         used &= uplink.open_rows.at[rows].get(mode='clip')
@@ -188,10 +190,16 @@ def make_block_work(
       if uplink.has_memory:
         held = gather_personal(personal.memory, members, rows)
         memory = (held[0].rows, held[1])
-      return rows, jax.vmap(
+      sent = jax.vmap(
           lambda d, u, m, k: send(
               uplink, d, u, m, start.transform_state, k, codec_key)
       )(delta, used, memory, keys)
+      measure = uplink.message_length
+      num_bytes: PyTree = ()
+      if measure is not None:
+        num_bytes = split_bytes(jnp.where(trained, jax.vmap(
+            lambda d, u: measure(d, u, num_items))(sent.delta, used), 0))
+      return rows, sent, num_bytes
 
     def train(capacity, members, personal):
       clients, keys, examples = read_block(capacity, members)
@@ -218,12 +226,25 @@ def make_block_work(
         weight = (weight > 0).astype(jnp.float32)
       loss = (contribution.loss_sum, contribution.loss_count)
       rejected = jnp.int32(0)
+      num_bytes: PyTree = ()
       reports: PyTree = ()
-      rows_sent = rows
-      if not uplink.is_plain:
-        trained = weight > 0
-        rows_sent, sent = send_block(rows, delta, trained, keys, personal,
-                                     members)
+      rows_sent, keepers = rows, members
+      trained = weight > 0
+      if uplink.is_plain:
+        # Nobody looks at its deltas on the way: a row past the table and a
+        # client past the population go nowhere, and no pass over them is due.
+        finite = finite_clients(delta)
+        rows_sent = jnp.where(widen(finite, rows), rows, num_items)
+        keepers = jnp.where(finite, members, per_device)
+        delta = (delta[0], jax.tree.map(
+            lambda x: jnp.where(widen(finite, x), x, jnp.zeros((), x.dtype)),
+            delta[1]))
+        weight = jnp.where(finite, weight, 0)
+        rejected = (trained & ~finite).sum(dtype=jnp.int32)
+        loss = jax.tree.map(lambda x: jnp.where(finite, x, 0), loss)
+      else:
+        rows_sent, sent, num_bytes = send_block(
+            rows, delta, trained, keys, personal, members)
         counts = trained & sent.accepted
         delta, weight = sent.delta, jnp.where(counts, weight, 0)
         rejected = (trained & ~sent.accepted).sum(dtype=jnp.int32)
@@ -247,10 +268,11 @@ def make_block_work(
             scatter_personal(personal.personal, members, rows, own.personal),
             scatter_personal(personal.memory, members, rows_sent, own.memory))
       else:
-        personal = scatter_personal(personal, members, rows, own)
+        personal = scatter_personal(personal, keepers, rows, own)
       metrics = (
           loss[0].sum(), loss[1].sum(), (weight > 0).sum(dtype=jnp.int32),
-          contribution.num_examples.sum().astype(jnp.float32), rejected)
+          contribution.num_examples.sum().astype(jnp.float32), rejected,
+          num_bytes)
       return Trained(
           rows_sent, held, delta, weight, reports, personal, metrics)
 
@@ -266,6 +288,30 @@ def spread(item_rows: PyTree, rows: jax.Array, num_items: int) -> PyTree:
       lambda x: jax.vmap(lambda r, d: jnp.zeros(
           (num_items, *d.shape[1:]), d.dtype).at[r].add(d, mode='drop'))(
               flat, x.reshape(*flat.shape, *x.shape[rows.ndim:])), item_rows)
+
+
+def finite_clients(delta: PyTree) -> jax.Array:
+  """Which clients' deltas have an L2 norm that is finite: bool [B].
+
+  So a NaN or an infinity anywhere is found, and a norm above 1.8e19 as well, as
+  `uplink.send` has it.
+
+  Args:
+    delta: Leaves [B, ...].
+
+  Returns:
+    bool [B]. Cost: a pass that adds up squares, which on a CPU takes far less
+    than a maximum of magnitudes, or a sum of x * 0.
+  """
+  return jnp.isfinite(jax.vmap(l2_norm)(delta))
+
+
+def split_bytes(num_bytes: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Sums int32 [B] without overflow: int32 [] of 4,096 bytes, and of bytes.
+
+  Exact for half a million clients that send 8 TiB.
+  """
+  return (num_bytes >> 12).sum(), (num_bytes & 4095).sum()
 
 
 def widen(values: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -112,7 +112,7 @@ def make_hosted_execute(
     return server, jax.tree.map(lambda x: x[None], personal), RoundMetrics(*(
         _pad([np.asarray(getattr(m, name)) for m in collected],
              rounds_per_call)
-        for name in RoundMetrics._fields))
+        for name in RoundMetrics._fields if name != 'uplink_bytes'))
 
   return execute
 

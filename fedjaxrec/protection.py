@@ -25,6 +25,7 @@ from fedjaxrec.transforms.correlated_noise import (
 )
 from fedjaxrec.transforms.error_feedback import with_error_feedback
 from fedjaxrec.transforms.local_update import build_local_privacy
+from fedjaxrec.transforms.message_length import build_message_length
 from fedjaxrec.transforms.noise import add_gaussian_noise
 from fedjaxrec.transforms.parts import in_units_of, only_rows
 from fedjaxrec.transforms.quantize import round_rows
@@ -131,7 +132,9 @@ def build_protection(
       codec=codec,
       open_rows=open_rows,
       count_norm=privacy.count_clip_norm if privacy.release_counts else None,
-      downlink=_downlink(config))
+      downlink=_downlink(config),
+      message_length=None if codec is not None else build_message_length(
+          config.compression))
   return Protection(
       uplink, server_chain,
       float(expected_cohort) if privacy.enabled else None)

@@ -23,16 +23,20 @@ class RoundMetrics(NamedTuple):
   """What a round reports; leaves [rounds] after `make_run_rounds`.
 
   Attributes:
-    loss: float32: mean training loss over the cohort's examples.
+    loss: float32: mean training loss over the examples of who reported; NaN
+      where the deltas of all who trained were not finite.
     reported: int32: clients whose delta was counted.
     num_examples: float32: scores trained on, negatives and epochs included;
       exact up to 2^24.
     rejected: int32: clients whose delta was not finite and did not count.
+    uplink_bytes: (int32, int32): bytes that the clients sent, in units of 4,096
+      and the rest; () where `Uplink.message_length` does not count them.
   """
   loss: jax.Array
   reported: jax.Array
   num_examples: jax.Array
   rejected: jax.Array
+  uplink_bytes: PyTree = ()
 
 
 class Round(NamedTuple):
@@ -53,11 +57,13 @@ class Round(NamedTuple):
       single device and a dense codec.
     finish: (server, delta, reported, key) -> server: the other half; delta is
       the sum of messages, reported their number, float32 [].
+    counts_bytes: Whether its metrics have uplink_bytes.
   """
   empty_sum: Callable[[ServerState], Sum]
   step: Callable[..., tuple[ServerState, PyTree, Sum, RoundMetrics]]
   upload: Callable[..., Any] | None = None
   finish: Callable[..., ServerState] | None = None
+  counts_bytes: bool = False
 
 
 def make_round(
@@ -191,8 +197,10 @@ def make_round(
         lambda x: jnp.zeros(x.shape, jnp.float32),
         jax.eval_shape(report, jax.random.key(0)))
 
+  counts_bytes = uplink.message_length is not None
   nothing = (jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.float32(0),
-             jnp.int32(0))
+             jnp.int32(0),
+             (jnp.int32(0), jnp.int32(0)) if counts_bytes else ())
 
   def step(server, personal, total, data, plan, key):
     local_index, num_blocks = plan
@@ -256,11 +264,14 @@ def make_round(
         weight=jnp.where(opened, total.weight, 0))
 
   def collect(metrics):
-    loss_sum, loss_count, reported, num_examples, rejected = metrics
+    loss_sum, loss_count, reported, num_examples, rejected, sent = metrics
+    loss = loss_sum / jnp.maximum(loss_count, 1)
     if uplink.codec is not None:
       reported = jnp.where(reported >= uplink.codec.least, reported, 0)
-    return RoundMetrics(
-        loss_sum / jnp.maximum(loss_count, 1), reported, num_examples, rejected)
+    else:
+      # Where nobody's delta is finite, training has diverged: say so.
+      loss = jnp.where((reported == 0) & (rejected > 0), jnp.nan, loss)
+    return RoundMetrics(loss, reported, num_examples, rejected, sent)
 
   def upload(server, personal, data, plan, key):
     local_index, num_blocks = plan
@@ -302,7 +313,8 @@ def make_round(
 
   hosted = axis_name is None and uplink.codec is not None
   return Round(
-      empty_sum, step, upload if hosted else None, finish if hosted else None)
+      empty_sum, step, upload if hosted else None, finish if hosted else None,
+      counts_bytes)
 
 
 def make_run_rounds(one_round: Round) -> Callable:
@@ -319,7 +331,8 @@ def make_run_rounds(one_round: Round) -> Callable:
     rounds = plan.num_blocks.shape[0]
     empty = RoundMetrics(
         jnp.zeros(rounds), jnp.zeros(rounds, jnp.int32), jnp.zeros(rounds),
-        jnp.zeros(rounds, jnp.int32))
+        jnp.zeros(rounds, jnp.int32),
+        (jnp.zeros(rounds, jnp.int32),) * 2 if one_round.counts_bytes else ())
 
     def body(r, carry):
       server, personal, total, collected = carry

@@ -62,6 +62,9 @@ class Uplink(NamedTuple):
       rows as the clients get them. None: as the server has them.
     count_norm: L2 norm to which a client's 0/1 vector of touched rows is scaled
       down, where the server counts contributors. None: it is not bounded.
+    message_length: (transformed delta, its rows in use, num_items) -> bytes of
+      the message, int32 []; the round sums them. None: the length follows from
+      the rows touched, and nobody counts it here.
   """
   clip_norm: Callable[[PyTree], Any] | None = None
   transform: (
@@ -75,6 +78,7 @@ class Uplink(NamedTuple):
   open_rows: jax.Array | None = None
   count_norm: float | None = None
   downlink: Callable[[PyTree, int], PyTree] | None = None
+  message_length: Callable[[PyTree, jax.Array, int], jax.Array] | None = None
 
   @property
   def is_plain(self) -> bool:

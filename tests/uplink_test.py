@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjaxrec import config
+from fedjaxrec import blocks, config
 from fedjaxrec.local_training import Contribution
 from fedjaxrec.population import ByItem
 from fedjaxrec.simulation import make_simulation
@@ -58,7 +58,8 @@ def send_known_deltas(algorithm, broken=False):
         examples.used, client * (examples.rows + 1) / 64, 0.0)
     if broken:
       value = jnp.where(
-          (client == BROKEN + 1) & examples.used, jnp.nan, value)
+          ((client == BROKEN + 1) | (broken == 'all')) & examples.used,
+          jnp.nan, value)
     rows = {name: jnp.broadcast_to(
         value.reshape(*value.shape, *[1] * (x.ndim - value.ndim)), x.shape)
             for name, x in view.item_rows.items()}
@@ -136,8 +137,51 @@ def test_a_delta_that_is_not_finite_is_counted_and_not_averaged():
   # It has learnt nothing; the others have.
   assert (touches[BROKEN] == 0).all()
   assert touches.sum() == ROUNDS * (sum(COUNTS) - COUNTS[BROKEN])
-  # Without an uplink it would have been averaged: the check can fail.
+
+
+@pytest.mark.parametrize('mode', [('single', 1), ('shard_map', 2)])
+def test_without_an_uplink_it_is_left_out_as_well(mode):
+  """The result is that of a run without that client, to the last bit."""
+  moved, touches, metrics, _ = run(
+      None, broken=True, mode=mode[0], num_devices=mode[1])
+  expected = np.delete(deltas(), BROKEN, 0).sum(0) * ROUNDS
+  np.testing.assert_allclose(moved, expected, rtol=0, atol=ATOL)
+  np.testing.assert_array_equal(np.asarray(metrics.rejected)[:ROUNDS], 1)
+  np.testing.assert_array_equal(
+      np.asarray(metrics.reported)[:ROUNDS], NUM_CLIENTS - 1)
+  np.testing.assert_array_equal(np.asarray(metrics.loss)[:ROUNDS], 1)
+  assert (touches[BROKEN] == 0).all()
+  assert touches.sum() == ROUNDS * (sum(COUNTS) - COUNTS[BROKEN])
+
+
+def test_the_check_is_what_keeps_it_out(monkeypatch):
+  monkeypatch.setattr(
+      blocks, 'finite_clients',
+      lambda delta: jnp.ones(len(jax.tree.leaves(delta)[0]), bool))
   assert np.isnan(run(None, broken=True)[0]).any()
+
+
+@pytest.mark.parametrize('bad', [np.nan, -np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize('where', ['rows', 'shared', 'scalar'])
+def test_whoever_has_one_bad_entry_is_found(bad, where):
+  delta = {'rows': np.full((3, 4, 2), -1e18, np.float32),
+           'shared': np.zeros((3, 5), np.float32),
+           'scalar': np.full(3, 1e-45, np.float32)}
+  assert np.asarray(blocks.finite_clients(delta)).all()
+  delta[where][(1, *[1] * (delta[where].ndim - 1))] = bad
+  np.testing.assert_array_equal(
+      blocks.finite_clients(delta), [True, False, True])
+
+
+@pytest.mark.parametrize('uplink', [None, Uplink(
+    transform=lambda key, *_: optax.identity())], ids=['plain', 'uplink'])
+def test_a_round_in_which_nobody_is_finite_has_no_loss(uplink):
+  """So that the run ends, and says that training has diverged."""
+  moved, touches, metrics, _ = run(uplink, broken='all')
+  assert np.isnan(np.asarray(metrics.loss)[:ROUNDS]).all()
+  np.testing.assert_array_equal(
+      np.asarray(metrics.rejected)[:ROUNDS], NUM_CLIENTS)
+  assert (moved == 0).all() and (touches == 0).all()
 
 
 def test_closed_rows_do_not_travel():

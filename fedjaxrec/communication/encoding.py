@@ -128,7 +128,10 @@ def wire_bytes(
   It is the length of `encode_upload`'s message, exactly, with two exceptions
   that depend on the data: with sparsify=threshold it is an upper bound, as if
   every entry reached the threshold; and with quantize=sign the positions of
-  entries that are exactly zero come on top (usually there are none).
+  entries that are exactly zero come on top (usually there are none). There the
+  round counts the messages' bytes itself (`transforms.message_length`), and the
+  figures of a run are that count; but for signs of rotated coefficients, or of
+  a sketch's, whose exact zeros nobody sees.
 
   Args:
     config: The chain.

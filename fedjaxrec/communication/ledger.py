@@ -76,7 +76,8 @@ def _delta_dtype(dtype: Any) -> np.dtype:
 
 
 def bytes_by_client(
-    layout: Layout, rows: np.ndarray, compression: CompressionConfig = _PLAIN
+    layout: Layout, rows: np.ndarray, compression: CompressionConfig = _PLAIN,
+    sent: Layout | None = None, dense_rows: int = 0
 ) -> ClientBytes:
   """Returns what each client sends and gets in one round.
 
@@ -85,9 +86,15 @@ def bytes_by_client(
     rows: int [num_clients]: rows that a client touches in a round.
     compression: The clients' chain. See `wire_bytes` for the two chains whose
       length depends on the data.
+    sent: Of an upload, where it is not deltas of the model.
+    dense_rows: See `communication_summary`.
   """
+  sent = layout if sent is None else sent
+  if dense_rows:
+    rows = np.full(np.shape(rows), dense_rows)
   return ClientBytes(
-      wire_bytes(compression, rows, layout),
+      np.full(np.shape(rows), dense_upload_bytes(dense_rows, sent), np.int64)
+      if dense_rows else wire_bytes(compression, rows, sent),
       download_bytes(rows, layout, compression.downlink_bits))
 
 

@@ -22,6 +22,7 @@ from fedjaxrec.evaluation.adaptation import make_adaptation_curve
 from fedjaxrec.evaluation.candidates import sample_negatives
 from fedjaxrec.evaluation.metrics import Ranks
 from fedjaxrec.evaluation.ranking import make_ranker
+from fedjaxrec.orchestration.summary import make_traffic
 from fedjaxrec.personalization.finetuning import make_finetuning
 from fedjaxrec.personalization.fold_in import make_fold_in
 from fedjaxrec.population import Numbered, at_moment, is_known
@@ -53,9 +54,12 @@ class Evaluator(NamedTuple):
       by popularity) of summary.json, `ratings` (RMSE and MAE) where ratings
       are predicted, and `adaptation` where evaluation.adaptation_counts asks
       for it; the one reader of the test set.
+    traffic: (first_round, num_rounds) -> int64 [num_rounds, 2]: bytes up and
+      down of each round; None where it is not known before the run.
   """
   validate: Callable[[PyTree, PyTree, PyTree], Metrics] | None
   test: Callable[[PyTree, PyTree, PyTree], dict[str, Any]]
+  traffic: Callable[[int, int], np.ndarray] | None = None
 
 
 def cutoffs(config: Config) -> tuple[int, ...]:
@@ -259,8 +263,9 @@ def make_evaluator(
   finetuning = make_finetuning(config, split.train, simulation)
   adaptation_curve = make_adaptation_curve(
       config, split, simulation, make_test_ranker, summarise)
+  traffic = make_traffic(config, split, simulation.algorithm)
   if not split.validation.num_interactions:
-    return Evaluator(None, test)
+    return Evaluator(None, test, traffic)
 
   rank_validation = make_ranker(
       score, split.validation, [split.train, split.fold_in], num_items,
@@ -280,7 +285,7 @@ def make_evaluator(
           predict_validation(*parameters), split.validation.ratings)
     return found
 
-  return Evaluator(validate, test)
+  return Evaluator(validate, test, traffic)
 
 
 def _require_ratings(config: Config, split: Split) -> None:

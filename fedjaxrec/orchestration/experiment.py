@@ -408,11 +408,12 @@ def summarise(
       'train_s': stop.train_s,
       'clients_per_s': sum(line['reported'] for line in lines) / train_s,
       'examples_per_s': sum(line['num_examples'] for line in lines) / train_s,
+      'rejected': sum(line['rejected'] for line in lines),
       **run.evaluator.test(best.personal, best.item_table, best.shared),
       'privacy': private_runs.describe(run.private, book, lines),
       'secure': secure,
       'communication': secure_lib.count_upload(
           summary_lib.describe_communication(
               config, run.split, best.item_table, best.shared,
-              run.simulation.algorithm), secure),
+              run.simulation.algorithm, lines), secure),
   }

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 from fedjaxrec import parallel
 from fedjaxrec.config import Config
@@ -13,6 +14,7 @@ from fedjaxrec.config.algorithms import FACTORISATIONS
 from fedjaxrec.orchestration import hosts
 from fedjaxrec.orchestration.checkpoints import Best, Checkpoint
 from fedjaxrec.orchestration.evaluator import Evaluator
+from fedjaxrec.orchestration.summary import DOWNLINK, UPLINK
 from fedjaxrec.population import by_home
 from fedjaxrec.rounds import RoundMetrics
 from fedjaxrec.simulation import Simulation, State
@@ -170,6 +172,12 @@ def take_stop(
       finite.
   """
   upto = stop.round + len(metrics.loss)
+  rejected = int(np.sum(metrics.rejected))
+  if rejected:
+    logging.warning(
+        'Rounds %d to %d: %d deltas of clients were not finite, or longer than '
+        'their sum has room for; they are left out of every sum.',
+        stop.round + 1, upto, rejected)
   _check_finite(config, np.asarray(metrics.loss), stop.round)
   lines: list[dict[str, Any]] = [
       {'round': stop.round + i + 1,
@@ -181,6 +189,7 @@ def take_stop(
        'examples_per_s': float(metrics.num_examples.sum() / seconds),
        'train_s': stop.train_s + seconds}
       for i in range(upto - stop.round)]
+  _add_bytes(lines, evaluator, metrics)
   best = stop.best
   if evaluator.validate and is_due(
       upto, config.evaluation.every, config.rounds):
@@ -197,6 +206,25 @@ def take_stop(
     if worth > (best.ndcg if best.round else -np.inf):
       best = seen._replace(ndcg=worth)
   return Stop(upto, lines, state, best, stop.train_s + seconds)
+
+
+def _add_bytes(
+    lines: list[dict[str, Any]], evaluator: Evaluator, metrics: RoundMetrics
+) -> None:
+  """Puts what each round's clients sent and got into its line.
+
+  Uploads that the round has counted itself are those; others are known from
+  the rows that the clients touch.
+  """
+  if evaluator.traffic is None or not lines:
+    return
+  moved = evaluator.traffic(lines[0]['round'] - 1, len(lines))
+  for index, line in enumerate(lines):
+    up, down = moved[index]
+    if metrics.uplink_bytes:
+      units, rest = metrics.uplink_bytes
+      up = int(units[index]) * 4096 + int(rest[index])
+    line[UPLINK], line[DOWNLINK] = int(up), int(down)
 
 
 def selected(

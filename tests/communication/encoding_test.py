@@ -2,6 +2,8 @@
 
 import functools
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from fedjaxrec.communication import (
     Layout,
+    bits,
     decode_download,
     decode_upload,
     download_bytes,
@@ -25,6 +28,11 @@ from fedjaxrec.examples import draw_examples
 from fedjaxrec.population import Client
 from fedjaxrec.transforms import compression as compression_lib
 from fedjaxrec.transforms.compression import build_compression
+from fedjaxrec.transforms.message_length import (
+    build_message_length,
+    depends_on_content,
+    positions_bytes,
+)
 
 NUM_ITEMS, NUM_NEGATIVES, CAPACITY, DIM = 90, 3, 32, 6
 TABLE = {'bias': jnp.zeros(NUM_ITEMS), 'item': jnp.zeros((NUM_ITEMS, DIM))}
@@ -46,6 +54,12 @@ CONFIGS = {
         sparsify='random_k', granularity='entries'),
     'threshold, 3 bits': CompressionConfig(
         sparsify='threshold', threshold=1.0, quantize='qsgd', bits=3),
+    'threshold that few reach': CompressionConfig(
+        sparsify='threshold', threshold=2.5),
+    'threshold that nobody reaches': CompressionConfig(
+        sparsify='threshold', threshold=1e6),
+    'threshold, sign': CompressionConfig(
+        sparsify='threshold', threshold=1.0, quantize='sign'),
     'sign': CompressionConfig(quantize='sign'),
     'ternary': CompressionConfig(quantize='ternary'),
     '16 bits': CompressionConfig(quantize='qsgd', bits=16),
@@ -97,9 +111,11 @@ def recording(inner):
 
 
 @functools.cache
+@functools.cache
 def compiled(name):
   """(delta, mask) -> (the transform's output, what the quantizer put out)."""
-  make = build_compression(CONFIGS[name])
+  make = build_compression(
+      name if isinstance(name, CompressionConfig) else CONFIGS[name])
 
   def run(delta, used):
     transform = make(jax.random.key(3), jax.random.key(4))
@@ -153,6 +169,14 @@ def record_what_quantizers_put_out():
     yield
 
 
+def counted_length(name, count):
+  """What the round counts for the message that `upload` writes."""
+  examples, delta = draw(client(count), jax.random.key(count))
+  output, _ = compiled(name)(delta, examples.used)
+  return int(build_message_length(CONFIGS[name])(
+      output, examples.used, NUM_ITEMS))
+
+
 @pytest.mark.parametrize('count', COUNTS)
 @pytest.mark.parametrize('name', CONFIGS)
 def test_a_message_has_the_stated_length_and_reads_back_to_the_bit(name, count):
@@ -165,6 +189,8 @@ def test_a_message_has_the_stated_length_and_reads_back_to_the_bit(name, count):
     assert len(message) <= stated
   else:
     assert len(message) == stated
+  if depends_on_content(config):
+    assert counted_length(name, count) == len(message)
   read = decode_upload(config, LAYOUT, message)
   order = np.arange(len(rows)) if name == 'none' else np.argsort(rows)
   np.testing.assert_array_equal(read.rows, rows[order])
@@ -172,6 +198,48 @@ def test_a_message_has_the_stated_length_and_reads_back_to_the_bit(name, count):
     np.testing.assert_array_equal(x, y if config.rotate else y[order])
   for x, y in zip(read.shared, shared, strict=True):
     np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize('name', [
+    'sign', 'top_k, sign', 'top_k entries, sign', 'random_k, sign'])
+def test_signs_that_are_zero_are_counted_in_the_round(name):
+  config = {
+      'sign': CompressionConfig(quantize='sign'),
+      'top_k, sign': CONFIGS['top_k, sign'],
+      'top_k entries, sign': CompressionConfig(
+          sparsify='top_k', granularity='entries', fraction=0.6,
+          quantize='sign'),
+      'random_k, sign': CompressionConfig(
+          sparsify='random_k', fraction=0.6, quantize='sign')}[name]
+  examples, (item, shared) = draw(client(11), jax.random.key(11))
+  used = np.asarray(examples.used)
+  # Every other number that travels is exactly zero.
+  item, shared = jax.tree.map(
+      lambda x: x * (jnp.arange(x.size).reshape(x.shape) % 2), (item, shared))
+  output, _ = compiled(config)((item, shared), examples.used)
+  message = encode_upload(
+      config, LAYOUT, np.asarray(examples.rows)[used],
+      [np.asarray(x)[used] for x in jax.tree.leaves(output[0])],
+      [np.asarray(x) for x in jax.tree.leaves(output[1])])
+  counted = int(build_message_length(config)(output, examples.used, NUM_ITEMS))
+  assert counted == len(message)
+  assert len(message) > wire_bytes(config, int(used.sum()), LAYOUT)
+
+
+def test_lengths_are_counted_only_where_content_decides():
+  for name, config in CONFIGS.items():
+    decides = 'threshold' in name or name in ('sign', 'top_k, sign')
+    assert (build_message_length(config) is not None) == decides
+
+
+@hypothesis.given(st.integers(0, 2**30 - 1), st.data())
+@hypothesis.settings(max_examples=100, deadline=None)
+def test_the_device_codes_positions_in_as_many_bytes(n, data):
+  k = data.draw(st.integers(0, n))
+  assert int(DEVICE_BYTES(n, k)) == bits.positions_bytes(n, k)
+
+
+DEVICE_BYTES = jax.jit(positions_bytes)
 
 
 def test_the_formula_takes_many_clients_at_once():

@@ -132,6 +132,7 @@ class TestRunDirectory:
       validated = {'validation'} if line['round'] in (2, 4, 5) else set()
       assert line.keys() == {
           'round', 'loss', 'reported', 'num_examples', 'rejected',
+          'uplink_bytes', 'downlink_bytes',
           'clients_per_s',
           'examples_per_s', 'train_s'} | validated
       assert line['reported'] == (counts > 0).sum()

@@ -2,10 +2,17 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
-from fedjaxrec.orchestration import summary
+from fedjaxrec.communication import (
+    bits,
+    download_bytes,
+    make_layout,
+    wire_bytes,
+)
+from fedjaxrec.orchestration import experiment, summary, training
 from fedjaxrec.participation.samplers import build_sampler
 from tests.small_runs import make_config, make_interactions, random_split
 
@@ -68,6 +75,64 @@ def test_communication_counts_who_took_part(sampler):
       'downlink_bytes_per_client': down / participations,
       'dense_uplink_bytes_per_client': 30 * ROW + 4,
       'total_bytes': up + down})
+
+
+@pytest.mark.parametrize(('threshold', 'quantize'), [
+    (1e-30, 'none'), (1e6, 'none'), (1e6, 'qsgd')])
+def test_a_threshold_s_bytes_are_those_of_the_entries_that_reach_it(
+    threshold, quantize):
+  """All of them, or none: the lengths by the formula, and by hand."""
+  split = random_split(8, 30, 4)
+  config = make_config({
+      'rounds': 2, 'cohort.size': 3, 'compression.sparsify': 'threshold',
+      'compression.threshold': threshold, 'compression.quantize': quantize,
+      'evaluation.every': 0, 'checkpoint.every': 0})
+  run = experiment.build(config, split)
+  *_, stop = training.train_rounds(
+      config, run.simulation, run.evaluator,
+      training.start_afresh(run.simulation))
+  server = stop.state.server
+  layout = make_layout(server.item_table, server.shared, 30)
+  leaves = len(layout.item) + len(layout.shared)
+  rows = 4 + 2 * 4
+  # The count of rows, their positions, and for each leaf that nothing is there.
+  nothing = 4 + int(bits.positions_bytes(30, rows)) + 4 * leaves
+  one = nothing if threshold > 1 else int(
+      wire_bytes(config.compression, rows, layout))
+  if threshold < 1:
+    # A bias, say, may be exactly zero; then it is not sent.
+    assert 3 * nothing < stop.lines[0]['uplink_bytes'] <= 3 * one
+  else:
+    assert [line['uplink_bytes'] for line in stop.lines] == [3 * one] * 2
+  assert [line['downlink_bytes'] for line in stop.lines] == [
+      3 * int(download_bytes(rows, layout))] * 2
+  described = summary.describe_communication(
+      config, split, server.item_table, server.shared,
+      run.simulation.algorithm, stop.lines)
+  assert described['total_bytes'] == sum(
+      line['uplink_bytes'] + line['downlink_bytes'] for line in stop.lines)
+  assert described['uplink_bytes_per_client'] == sum(
+      line['uplink_bytes'] for line in stop.lines) / 6
+
+
+@pytest.mark.parametrize('changes', [
+    {}, {'algorithm.name': 'ials', 'objective.name': 'squared_error'},
+    {'compression.sparsify': 'top_k', 'compression.downlink_bits': 8}])
+def test_the_bytes_of_the_rounds_are_those_of_the_summary(changes):
+  split = random_split(9, 30, 4)
+  config = make_config({'rounds': 5, 'cohort.size': 3, **changes})
+  run = experiment.build(config, split)
+  server = jax.eval_shape(
+      run.simulation.algorithm.init_server, jax.random.key(0))
+  described = summary.describe_communication(
+      config, split, server.item_table, server.shared,
+      run.simulation.algorithm)
+  by_round = run.evaluator.traffic(0, 5)
+  assert by_round.shape == (5, 2) and (by_round > 0).all()
+  assert by_round.sum() == pytest.approx(described['total_bytes'], rel=1e-12)
+  assert by_round[:, 0].sum() / 15 == pytest.approx(
+      described['uplink_bytes_per_client'], rel=1e-12)
+  np.testing.assert_array_equal(run.evaluator.traffic(2, 2), by_round[2:4])
 
 
 def test_without_negatives_only_the_interactions_travel():

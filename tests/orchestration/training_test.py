@@ -98,6 +98,26 @@ def test_it_stops_wherever_something_is_due_and_nowhere_else(
                    if r == 11 or (save and r % save == 0)]
 
 
+def test_a_line_has_the_bytes_of_its_round():
+  config = make_config({'rounds': 7, 'evaluation.every': 3})
+  traffic = lambda first, n: np.array([
+      [100 * (first + i), first + i] for i in range(n)], np.int64)
+  evaluator = make_evaluator(lambda r: 0.5)._replace(traffic=traffic)
+  stops, rounds = run(config, evaluator=evaluator)
+  lines = [line for stop in stops for line in stop.lines]
+  assert [line['uplink_bytes'] for line in lines] == [
+      100 * r for r in range(7)]
+  assert [line['downlink_bytes'] for line in lines] == list(range(7))
+  # What a round has counted itself comes before what is known of it.
+  metrics = RoundMetrics(
+      *np.ones((4, 2)), (np.array([0, 2**20]), np.array([7, 9])))
+  stop = training.take_stop(
+      config, rounds, evaluator, training.start_afresh(rounds),
+      rounds.make_state(2), metrics, 1.0)
+  assert [line['uplink_bytes'] for line in stop.lines] == [7, 2**32 + 9]
+  assert [line['downlink_bytes'] for line in stop.lines] == [0, 1]
+
+
 def test_every_round_has_its_line():
   config = make_config({'rounds': 7, 'evaluation.every': 3})
   stops, _ = run(config)
