@@ -99,6 +99,25 @@ def _rotated_error(x):
   return -(-x.size // 8) * 8 * _square(x) / (4 * 7**2)
 
 
+def _on_pair(
+    inner: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """A transform of (item rows, shared) on any tree: what has rows, the rest."""
+  def split(tree):
+    leaves = jax.tree.leaves(tree)
+    return tuple([x if (x.ndim > 0 and x.size > 0) == rows else None
+                  for x in leaves] for rows in (True, False))
+
+  def update(updates, state, params=None):
+    del params
+    (table, shared), state = inner.update(split(updates), state)
+    return jax.tree.unflatten(jax.tree.structure(updates), [
+        b if a is None else a for a, b in zip(table, shared)]), state
+
+  return optax.GradientTransformation(
+      lambda params: inner.init(split(params)), update)
+
+
 _RK = 0.25
 _CONFIG = CompressionConfig
 
@@ -109,9 +128,13 @@ TRANSFORMS: dict[str, Row] = {
     'clip_by_l1': Row(
         lambda key: clip_by_l1(1.0), norm_never_grows=True),
     'clip_groups_by_l2': Row(
-        lambda key: clip_groups_by_l2(1.0), norm_never_grows=True),
+        lambda key: _on_pair(clip_groups_by_l2((1.0, 0.25))),
+        norm_never_grows=True),
     'clip_rows_by_l2': Row(
-        lambda key: clip_rows_by_l2(1.0, row_axes=0), norm_never_grows=True),
+        # Shared parameters have no rows, and stay as they are, finite or not.
+        lambda key: _on_pair(
+            optax.masked(clip_rows_by_l2(1.0), (True, False))),
+        norm_never_grows=True, non_finite_to_zero=False),
     'add_gaussian_noise': Row(
         lambda key: add_gaussian_noise(0.5, key), side='server',
         zero_to_zero=False, non_finite_to_zero=False, ignores_padding=False,

@@ -142,6 +142,26 @@ def test_the_norm_never_grows(name):
   assert (norms(outputs(name)) <= bound * (1 + 64 * 2.0**-24)).all()
 
 
+def test_the_rows_of_clipping_clip_groups_and_rows():
+  """By NumPy: the table's example is no clipping of the whole in disguise."""
+  groups, rows = (
+      {leaf: x[0] for leaf, x in outputs(f'clip_{name}_by_l2').items()}
+      for name in ('groups', 'rows'))
+  joined = np.concatenate([TREE['bias'][:, None], TREE['item']], 1)
+  scale = min(1, 1.0 / np.linalg.norm(joined))
+  np.testing.assert_allclose(groups['item'], TREE['item'] * scale, rtol=1e-5)
+  np.testing.assert_allclose(groups['bias'], TREE['bias'] * scale, rtol=1e-5)
+  np.testing.assert_allclose(
+      np.abs(groups['scalar']), min(0.25, abs(TREE['scalar'])), rtol=1e-5)
+  lengths = np.linalg.norm(joined, axis=1)
+  scales = np.minimum(1, 1.0 / lengths)
+  assert (scales == 1).any() and (scales < 1).any() and scale < 1
+  np.testing.assert_allclose(
+      rows['item'], TREE['item'] * scales[:, None], rtol=1e-5)
+  np.testing.assert_allclose(rows['bias'], TREE['bias'] * scales, rtol=1e-5)
+  assert rows['scalar'] == TREE['scalar']
+
+
 @pytest.mark.parametrize('name', claiming('unbiased'))
 def test_the_mean_over_keys_is_the_input(name):
   for leaf, x in outputs(name).items():
