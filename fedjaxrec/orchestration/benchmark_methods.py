@@ -190,11 +190,6 @@ def read_dataset(
     raise ValueError(
         f'{name}: evaluation.protocol={config.evaluation.protocol} with a '
         'benchmark, which ranks by --benchmark.protocols; drop it.')
-  if config.split.name == 'user_holdout':
-    raise ValueError(
-        'split.name=user_holdout in a benchmark: references fit no parameters '
-        'for users who did not train; use leave_one_out, user_ratio or '
-        'global_time.')
   return Dataset(label, arguments, config)
 
 
@@ -249,6 +244,28 @@ def read_method(
         f'{_hint(counterpart, known)} Methods: {", ".join(known)}.')
   return Method(
       name, path, config, reference, made if reference else None, counterpart)
+
+
+def check_split(method: Method) -> None:
+  """Refuses a method that knows nothing of a split's cold items.
+
+  Users who did not train (user_holdout) are every method's matter: a reference
+  and a federated one are fitted to what they show.
+
+  Raises:
+    ValueError: On item_holdout, for all but popularity (the control that knows
+      nothing) and models of the items' features.
+  """
+  if method.config.split.name != 'item_holdout' or (
+      method.reference == 'popularity'):
+    return
+  if (method.reference or method.config.model.name != 'two_tower'
+      or not method.config.data.item_features):
+    raise ValueError(
+        f'split.name=item_holdout with method {method.name}: nobody who '
+        'trained has had the items that are asked for, and it reads no '
+        'features of them; use two_tower, with data.item_features, or another '
+        'split.')
 
 
 def _check_same_data(config: Config, dataset: Config) -> None:

@@ -25,7 +25,7 @@ from fedjaxrec.orchestration import (
 )
 from fedjaxrec.orchestration import secure as secure_lib
 from fedjaxrec.orchestration import summary as summary_lib
-from fedjaxrec.orchestration.benchmark_methods import Method
+from fedjaxrec.orchestration.benchmark_methods import Method, check_split
 from fedjaxrec.orchestration.evaluator import make_evaluator
 from fedjaxrec.orchestration.experiment import Run
 from fedjaxrec.privacy.ledger import PrivacyLedger
@@ -54,6 +54,7 @@ def run_method(
     ValueError: For what the method cannot do on this data; before compiling.
     FloatingPointError: If training diverges.
   """
+  check_split(method)
   begin, cpu = time.perf_counter(), time.process_time()
   folder.mkdir(parents=True, exist_ok=True)
   run_directory.write_json(
@@ -87,6 +88,7 @@ def validate(method: Method, split: Split, show_progress: bool) -> float:
     ValueError: For what the method cannot do on this data.
     FloatingPointError: If training diverges.
   """
+  check_split(method)
   config = method.config
   if method.reference:
     trial, = try_configs(
@@ -169,9 +171,10 @@ def _fit(
       'versions': summary_lib.describe_versions(), 'seed': config.seed,
       'data': summary_lib.describe_data(config, split), 'train_s': fit_s,
       'privacy': None,
-      **make_evaluator(config, split, simulation).test(*fitted.parameters),
+      **make_evaluator(
+          config, split, simulation, is_fitted=True).test(*fitted.parameters),
   } | _other_tests(
-      config, split, simulation, fitted.parameters, protocols, {})
+      config, split, simulation, fitted.parameters, protocols, {}, True)
 
 
 def _without_clients(score: Any) -> Simulation:
@@ -185,7 +188,7 @@ def _without_clients(score: Any) -> Simulation:
 
 def _other_tests(
     config: Config, split: Split, simulation: Simulation, parameters: Any,
-    protocols: Sequence[str], alone: dict[str, Any]
+    protocols: Sequence[str], alone: dict[str, Any], is_fitted: bool = False
 ) -> dict[str, Any]:
   """The same parameters by the other protocols, and on permuted test items."""
   def evaluation(protocol, **changes):
@@ -196,11 +199,13 @@ def _other_tests(
   return {
       'other_protocols': {
           protocol: make_evaluator(
-              evaluation(protocol), split, simulation, alone).test(*parameters)
+              evaluation(protocol), split, simulation, alone, is_fitted
+          ).test(*parameters)
           for protocol in protocols[1:]},
       'permuted': {
           protocol: make_evaluator(
               evaluation(protocol, local_only=False, bootstrap_samples=100),
-              permuted, simulation).test(*parameters)['test']['personalised']
+              permuted, simulation, is_fitted=is_fitted
+          ).test(*parameters)['test']['personalised']
           for protocol in protocols},
   }

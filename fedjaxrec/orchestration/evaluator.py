@@ -69,7 +69,8 @@ def cutoffs(config: Config) -> tuple[int, ...]:
 
 def make_evaluator(
     config: Config, split: Split, simulation: Simulation,
-    trained_alone: dict[str, np.ndarray] | None = None
+    trained_alone: dict[str, np.ndarray] | None = None,
+    is_fitted: bool = False
 ) -> Evaluator:
   """Builds the evaluator of a run.
 
@@ -84,6 +85,7 @@ def make_evaluator(
     simulation: The run's simulation.
     trained_alone: Where the scores of clients that trained alone are kept:
       evaluators of one run by several protocols share it, and train them once.
+    is_fitted: Whether held-out users' parameters come fitted already.
 
   Raises:
     ValueError: If a part of the split cannot be ranked, see `make_ranker`; for
@@ -96,7 +98,8 @@ def make_evaluator(
   ks, num_items = cutoffs(config), split.num_items
   trained = split.train.counts > 0
   kept = {} if trained_alone is None else trained_alone
-  fold_in = make_fold_in(config, split.fold_in, simulation.side)
+  fold_in = (lambda personal, *_: personal) if is_fitted else make_fold_in(
+      config, split.fold_in, simulation.side)
   score = simulation.algorithm.score
   batch_size = min(
       evaluation.batch_size, max(1, _MAX_SCORES // num_items))

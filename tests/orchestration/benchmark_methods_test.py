@@ -169,11 +169,28 @@ def test_an_unknown_method_is_told_the_known():
 
 
 @pytest.mark.parametrize(('name', 'given', 'message'), [
-    ('movielens', (), 'movielens-100k'), ('none.flags', (), 'no such file'),
-    ('movielens-100k', ('--split.name=user_holdout',), 'user_holdout')])
+    ('movielens', (), 'movielens-100k'), ('none.flags', (), 'no such file')])
 def test_an_unknown_data_set_is_refused(name, given, message):
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     dataset(name, given=given)
+
+
+@pytest.mark.parametrize('name', ['fedavg', 'ease', 'two_tower', 'popularity'])
+def test_cold_items_are_for_who_reads_their_features(name):
+  read = method(name, data=dataset('movielens-100k-cold-items'))
+  methods_lib.check_split(method(name, data=dataset(
+      'movielens-100k-cold-users')))
+  if name in ('two_tower', 'popularity'):
+    methods_lib.check_split(read)
+  else:
+    with pytest.raises(ValueError, match=f'method {name}: .* use two_tower'):
+      methods_lib.check_split(read)
+
+
+def test_towers_without_features_of_items_are_refused_cold_ones():
+  read = method('two_tower', data=dataset('movielens-100k-cold-items'))
+  with pytest.raises(ValueError, match='data.item_features'):
+    methods_lib.check_split(read.with_values({'data.item_features': ''}))
 
 
 def test_a_protocol_in_the_file_of_a_data_set_is_refused(tmp_path):
