@@ -413,7 +413,7 @@ def test_choices_in_help_are_the_choices_accepted():
 
 def test_a_config_survives_json():
   config = Config(
-      rounds=3, model=ModelConfig(hidden=(8, 4), dim=5),
+      rounds=3, model=ModelConfig(name='neumf', hidden=(8, 4), dim=5),
       cohort=CohortConfig(sampler='weighted', weights_path='w.npy'),
       data=DataConfig(source='csv:a.csv'))
   text = json.dumps(config_lib.to_dict(config))

@@ -72,12 +72,13 @@ def test_no_flag_gives_the_defaults():
 def test_each_type_is_read():
   config = read_config(parse(
       '--rounds=7', '--client.learning_rate=1e-2', '--model.hidden=8,4',
+      '--model.name=neumf',
       '--noserver.lazy_rows', '--evaluation.local_only=false',
       '--data.source=csv:my file.csv', '--cohort.size', '12'))
   assert config == config_lib.Config(
       rounds=7,
       client=config_lib.ClientConfig(learning_rate=0.01),
-      model=config_lib.ModelConfig(hidden=(8, 4)),
+      model=config_lib.ModelConfig(name='neumf', hidden=(8, 4)),
       server=config_lib.ServerConfig(lazy_rows=False),
       evaluation=config_lib.EvaluationConfig(local_only=False),
       data=config_lib.DataConfig(source='csv:my file.csv'),
@@ -88,7 +89,8 @@ def test_each_type_is_read():
     config_lib.Config,
     seed=st.integers(0, 2**31 - 1), rounds=st.integers(1),
     model=st.builds(
-        config_lib.ModelConfig, dim=st.integers(1, 65_536),
+        config_lib.ModelConfig, name=st.just('neumf'),
+        dim=st.integers(1, 65_536),
         init_scale=st.floats(1e-30, 1e30),
         hidden=st.lists(st.integers(1), min_size=1).map(tuple)),
     data=st.builds(config_lib.DataConfig, path=st.text(

@@ -1,11 +1,18 @@
 """Configs with every field set: tuning a default changes no test."""
 
 from fedjaxrec import config
+from fedjaxrec.config.unread import drop_unread
+
+
+def whole(**sections):
+  """A whole config, in which what nothing would read is left at its default."""
+  return config.Config(**drop_unread(vars(config.Config()) | sections))
 
 
 def objective(**changes):
+  draws = changes.get('name') != 'squared_error'
   return config.ObjectiveConfig(**{
-      'name': 'bce', 'num_negatives': 2, 'l2': 0.0, **changes})
+      'name': 'bce', 'num_negatives': 2 if draws else 0, 'l2': 0.0, **changes})
 
 
 def client(**changes):
@@ -17,9 +24,12 @@ def client(**changes):
 
 
 def server(**changes):
+  # Others do not read it, and a config refuses what is not read.
+  if changes.get('optimizer') in ('adagrad', 'adam', 'yogi'):
+    changes = {'eps': 1e-3, **changes}
   return config.ServerConfig(**{
       'optimizer': 'sgd', 'learning_rate': 1.0, 'momentum': 0.9, 'b1': 0.9,
-      'b2': 0.99, 'eps': 1e-3, 'row_normalization': 'mean', 'lazy_rows': True,
+      'b2': 0.99, 'row_normalization': 'mean', 'lazy_rows': True,
       'schedule': 'constant', 'final_fraction': 0.1, **changes})
 
 

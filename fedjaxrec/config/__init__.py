@@ -93,6 +93,7 @@ from fedjaxrec.config.run import (
     ParallelConfig,
     from_dict,
     to_dict,
+    with_sections,
 )
 from fedjaxrec.config.secure import (
     DISTRIBUTED_NOISE,
@@ -123,5 +124,5 @@ __all__ = [
     'CompressionConfig', 'Config', 'DataConfig', 'EngineConfig',
     'EvaluationConfig', 'ModelConfig', 'ObjectiveConfig', 'ParallelConfig',
     'ServerConfig', 'SplitConfig', 'SyntheticConfig', 'TWO_TOWER_ALGORITHMS',
-    'TwoTowerConfig', 'from_dict', 'to_dict',
+    'TwoTowerConfig', 'from_dict', 'to_dict', 'with_sections',
 ]

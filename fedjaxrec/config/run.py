@@ -1,5 +1,6 @@
 """A run, whole, and its stages around the learning."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -53,7 +54,7 @@ from fedjaxrec.config.privacy import PrivacyConfig
 from fedjaxrec.config.rules import at_least, check_types, one_of
 from fedjaxrec.config.secure import SecureConfig, check_secure
 from fedjaxrec.config.two_tower import TwoTowerConfig, check_side_features
-from fedjaxrec.config.unread import check_unread
+from fedjaxrec.config.unread import check_unread, drop_unread
 
 PARALLEL_MODES = ('auto', 'single', 'shard_map', 'pmap')
 DATA_PLACES = ('device', 'host')
@@ -246,7 +247,6 @@ class Config:
     self._check_factorisation()
     self._check_sequences()
     check_side_features(self)
-    check_unread(self)
     if (self.objective.repeated_negatives
         and self.algorithm.name not in LEAKY_ALGORITHMS):
       raise ValueError(
@@ -270,6 +270,7 @@ class Config:
           f'{" and ".join(PUBLISHED_SPLITS)} come with their own split and no '
           'other source does; use them, and nothing else, together with '
           '--split.name=published.')
+    check_unread(self)
 
   @property
   def predicts_ratings(self) -> bool:
@@ -371,6 +372,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
   """Rebuilds a config from `to_dict`'s result.
 
+  A setting without an effect, which earlier versions accepted, takes its
+  default: the run that it was read from is the same without.
+
   Args:
     values: Nested dicts; a missing field takes its default.
     cls: The config class to build.
@@ -392,4 +396,23 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
     elif isinstance(value, list):
       value = tuple(value)
     kwargs[name] = value
+  if cls is Config:
+    kwargs = drop_unread(
+        {name: field.default for name, field in fields.items()} | kwargs)
   return cls(**kwargs)
+
+
+def with_sections(config: Config, **sections: Any) -> Config:
+  """A copy with other sections, which are not checked against each other.
+
+  For what a run makes of its own config: there it does no harm that a setting
+  is not read.
+
+  Args:
+    config: A valid config.
+    **sections: Its fields' other values, each valid by itself.
+  """
+  result = copy.copy(config)
+  for name, value in sections.items():
+    object.__setattr__(result, name, value)
+  return result

@@ -8,12 +8,14 @@ combination that the config refuses.
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedjaxrec.config import Config
+from fedjaxrec.config.unread import drop_unread
 from fedjaxrec.flags import Field, config_fields
 from fedjaxrec.reports.sweep_table import show
+from fedjaxrec.study_fields import read_field
 
 # These change where and how fast a run goes, never what comes out of it.
 _NOT_SWEPT = ('parallel', 'checkpoint')
@@ -166,8 +168,18 @@ def parse_seeds(text: str, flag: str = 'sweep.seeds') -> tuple[int, ...]:
   return tuple(seeds)
 
 
-def replace_fields(config: Any, values: Mapping[str, Any]) -> Any:
-  """The config with other values, by dotted name; validated as a whole."""
+def replace_fields(
+    config: Any, values: Mapping[str, Any],
+    spared: Collection[str] | None = ()
+) -> Any:
+  """The config with other values, by dotted name; validated as a whole.
+
+  Args:
+    config: A config.
+    values: Dotted name -> value.
+    spared: Dotted names of fields that are not refused where nobody would read
+      them: there they get their default. None: all.
+  """
   sections: dict[str, dict[str, Any]] = {}
   for name, value in values.items():
     section, _, field = name.rpartition('.')
@@ -175,6 +187,8 @@ def replace_fields(config: Any, values: Mapping[str, Any]) -> Any:
   own = sections.pop('', {})
   for section, fields in sections.items():
     own[section] = dataclasses.replace(getattr(config, section), **fields)
+  if spared is None or spared:
+    own = drop_unread(vars(config) | own, spared)
   return dataclasses.replace(config, **own)
 
 
@@ -183,34 +197,50 @@ def make_members(
 ) -> list[Member]:
   """Every combination of the axes' settings, with every seed.
 
+  A setting that nothing would read is refused, as in a single run; but of those
+  that are not swept, and of fields that change together, it is enough if some
+  members read them. The others have them at their defaults, in their configs.
+
   Args:
     base: What is not swept.
     axes: From `parse_axes`.
     seeds: From `parse_seeds`.
 
   Raises:
-    ValueError: For a combination that the config refuses, and where there is
-      nothing to vary.
+    ValueError: For a combination that the config refuses, for a setting that no
+      member reads, and where there is nothing to vary.
   """
   if not axes and len(seeds) < 2:
     raise ValueError(
         'sweep.grid is empty and sweep.seeds has one seed: there is nothing to '
         'vary. Write --sweep.grid=FIELD=VALUE,VALUE or --sweep.seeds=0-7, or '
         'use `fedjaxrec train` for a single run.')
-  return list(_members(base, axes, seeds))
+  members = list(_members(base, axes, seeds))
+  for field in config_fields(type(base)):
+    values = [member.values.get(field.name, read_field(base, field.name))
+              for member in members]
+    if field.name != 'seed' and all(
+        read_field(member.config, field.name) != value
+        for member, value in zip(members, values)):
+      raise ValueError(
+          f'{field.name}={show(values[0])} would be without effect in every '
+          'run of the sweep; leave it out, or sweep what it is read with.')
+  return members
 
 
 def _members(
     base: Config, axes: Sequence[Axis], seeds: Sequence[int]
 ) -> Iterator[Member]:
   place = itertools.count()
+  alone = {axis.fields[0] for axis in axes if len(axis.fields) == 1}
+  spared = {field.name for field in config_fields(type(base))} - alone
   for settings in itertools.product(*(axis.settings for axis in axes)):
     values = {
         name: value for axis, setting in zip(axes, settings)
         for name, value in zip(axis.fields, setting)}
     for seed in seeds:
       try:
-        config = replace_fields(base, {**values, 'seed': seed})
+        config = replace_fields(base, {**values, 'seed': seed}, spared)
       except ValueError as error:
         where = describe({**values, 'seed': seed})
         raise ValueError(f'sweep member {where}: {error}') from None

@@ -170,7 +170,7 @@ def _check_same_sweep(
   first = members[0]
   before = replace_fields(
       config_lib.from_dict(old['config']),
-      {**first.values, 'seed': first.config.seed})
+      {**first.values, 'seed': first.config.seed}, None)
   for field in config_fields():
     was, now = (read_field(c, field.name) for c in (before, first.config))
     if was != now and field.section not in (

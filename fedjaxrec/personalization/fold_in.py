@@ -16,6 +16,7 @@ from fedjaxrec.config import (
     LocalPrivacyConfig,
     PrivacyConfig,
     SecureConfig,
+    with_sections,
 )
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.models.two_tower import SideInputs
@@ -60,7 +61,7 @@ def make_fold_in(
   rounds = (config.rounds if config.algorithm.name in ('fedease', 'dpals')
             else epochs)
   simulation = make_simulation(
-      dataclasses.replace(
+      with_sections(
           config, rounds=rounds, cohort=CohortConfig(size=0),
           # On the client's own device: nothing leaves it.
           privacy=PrivacyConfig(

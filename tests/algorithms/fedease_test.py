@@ -31,7 +31,7 @@ ORDERED = config.FedEASEConfig(
 
 
 def make_config(settings=PLAIN, **changes):
-  return config.Config(**{**dict(
+  return plain.whole(**{**dict(
       rounds=1, seed=4, algorithm=config.AlgorithmConfig(name='fedease'),
       fedease=settings, cohort=plain.cohort(size=0),
       objective=plain.objective(),

@@ -25,7 +25,7 @@ _STEP = 1e-30  # Of the complex-step derivative, which is exact.
 
 
 def make_config(**changes):
-  return config.Config(**{**dict(
+  return plain.whole(**{**dict(
       rounds=ROUNDS, seed=4, model=config.ModelConfig(dim=DIM, init_scale=0.5),
       algorithm=config.AlgorithmConfig(name='fedpergnn'),
       fedpergnn=config.FedPerGNNConfig(pseudo_items=PSEUDO),

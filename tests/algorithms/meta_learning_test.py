@@ -39,7 +39,7 @@ def make_config(name, **changes):
       metamf=config.MetaMFConfig(user_learning_rate=0.6),
       engine=config.EngineConfig(block_size=4, num_size_classes=1),
       parallel=config.ParallelConfig(mode='single'))
-  return config.Config(**{**settings, **changes})
+  return plain.whole(**{**settings, **changes})
 
 
 def simulate(settings, **kwargs):

@@ -1,7 +1,5 @@
 """Each personalised algorithm against its oracle; what it refuses."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -45,7 +43,7 @@ def make_config(name, **changes):
       parallel=config.ParallelConfig(mode='single'))
   if name == 'gpfedrec':
     settings['cohort'] = plain.cohort(size=0)
-  return config.Config(**{**settings, **changes})
+  return plain.whole(**{**settings, **changes})
 
 
 def simulate(settings, population=POPULATION, **kwargs):
@@ -187,14 +185,11 @@ def test_clients_with_equal_angles_are_linked_and_the_least_alike_as_released():
 class TestRefusals:
 
   def test_a_table_a_client_above_the_limit(self):
-    settings = make_config(
-        'pfedrec', personalization=config.PersonalizationConfig(
-            table_limit_gib=1e-6))
+    limit = config.PersonalizationConfig(table_limit_gib=1e-6)
     with pytest.raises(ValueError, match='table_limit_gib=1e-06; raise that'):
-      simulate(settings)
+      simulate(make_config('pfedrec', personalization=limit))
     # FedRecon keeps no table, whatever the limit.
-    simulate(dataclasses.replace(
-        settings, algorithm=config.AlgorithmConfig(name='fedrecon')))
+    simulate(make_config('fedrecon', personalization=limit))
 
   @pytest.mark.parametrize('name', [n for n in ORACLES])
   def test_a_client_optimizer_with_state(self, name):

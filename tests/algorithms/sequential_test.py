@@ -35,7 +35,7 @@ def make_model(name, **changes):
 
 
 def make_config(name, **changes):
-  return config.Config(**{
+  return plain.whole(**{
       'rounds': ROUNDS, 'seed': 4, 'model': make_model(name),
       'algorithm': config.AlgorithmConfig(name='sequential'),
       'objective': plain.objective(num_negatives=NUM_NEGATIVES),

@@ -24,7 +24,8 @@ POPULATION = oracles.make_population(SHOWN, NUM_ITEMS, seed=6)
 CONFIG = make_config({
     'seed': 3, 'client.batch_size': 4, 'client.epochs': 2,
     'client.schedule': 'cosine',
-    'objective.l2': 0.01, 'evaluation.fold_in_rounds': EPOCHS,
+    'objective.l2': 0.01, 'split.name': 'user_holdout',
+    'evaluation.fold_in_rounds': EPOCHS,
     'model.init_scale': 0.5, 'cohort.size': 0,
     'cohort.weighting': 'examples'})
 
@@ -126,7 +127,7 @@ class TestAgainstTheOracle:
   def test_the_server_s_settings_do_not_matter(self, fitted, trained):
     config = dataclasses.replace(
         CONFIG, rounds=77, server=dataclasses.replace(
-            CONFIG.server, optimizer='sgd', learning_rate=9.0,
+            CONFIG.server, optimizer='adagrad', learning_rate=9.0,
             row_normalization='contributors'))
     assert_equal(
         make_fold_in(config, interactions_of(POPULATION))(*trained), fitted)
