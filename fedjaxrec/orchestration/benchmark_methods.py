@@ -253,19 +253,20 @@ def check_split(method: Method) -> None:
   and a federated one are fitted to what they show.
 
   Raises:
-    ValueError: On item_holdout, for all but popularity (the control that knows
-      nothing) and models of the items' features.
+    ValueError: On item_holdout and citeulike-a, for all but popularity (the
+      control that knows nothing) and models of the items' features.
   """
-  if method.config.split.name != 'item_holdout' or (
-      method.reference == 'popularity'):
+  data, split = method.config.data, method.config.split.name
+  is_cold = split == 'item_holdout' or data.source == 'citeulike-a'
+  if not is_cold or method.reference == 'popularity':
     return
   if (method.reference or method.config.model.name != 'two_tower'
-      or not method.config.data.item_features):
+      or not data.item_features):
     raise ValueError(
-        f'split.name=item_holdout with method {method.name}: nobody who '
-        'trained has had the items that are asked for, and it reads no '
-        'features of them; use two_tower, with data.item_features, or another '
-        'split.')
+        f'split.name={split} of data.source={data.source} with method '
+        f'{method.name}: nobody who trained has had the items that are asked '
+        'for, and it reads no features of them; use two_tower, with '
+        'data.item_features, or other data.')
 
 
 def _check_same_data(config: Config, dataset: Config) -> None:

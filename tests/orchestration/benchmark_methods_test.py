@@ -187,6 +187,13 @@ def test_cold_items_are_for_who_reads_their_features(name):
       methods_lib.check_split(read)
 
 
+def test_the_cold_items_of_citeulike_are_refused_alike(tmp_path):
+  file = tmp_path / 'cite.flags'
+  file.write_text('--data.source=citeulike-a\n--split.name=published\n')
+  with pytest.raises(ValueError, match='citeulike-a with method fedavg'):
+    methods_lib.check_split(method('fedavg', data=dataset(str(file))))
+
+
 def test_towers_without_features_of_items_are_refused_cold_ones():
   read = method('two_tower', data=dataset('movielens-100k-cold-items'))
   with pytest.raises(ValueError, match='data.item_features'):
