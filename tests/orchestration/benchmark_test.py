@@ -121,8 +121,11 @@ class TestRun:
             ('ease:permuted', 'personalised'), ('popularity', 'aggregated'),
             ('popularity:permuted', 'aggregated'))}
     metrics = {key[4] for key in rows_of(done[0])}
-    assert {'ndcg@10', 'coverage@10', 'gini@10', 'worst_decile_ndcg@10',
-            'item_quintile_1_recall@10'} <= metrics
+    assert {'ndcg@10', 'coverage@10', 'gini@10',
+            'worst_decile_ndcg@10'} <= metrics
+    # Ties make fewer groups of items than five.
+    assert any(name.startswith(('item_quintile_1_', 'item_group_1_of_'))
+               for name in metrics)
 
   def test_who_knows_the_users_falls_when_test_items_are_permuted(self, done):
     ease, permuted = (

@@ -196,7 +196,8 @@ class TestSummary:
         split.test.num_interactions)
     for group in item_groups:
       assert group.keys() == {
-          'label', 'num_pairs', 'num_items', 'personalised', 'popularity'}
+          'label', 'num_pairs', 'num_items', 'personalised', 'popularity',
+          'aggregated', 'local_only'}
       assert group['popularity'].keys() == {
           f'{name}@{k}' for name in ('recall', 'gain')
           for k in KS}
