@@ -285,7 +285,7 @@ def build(
       private_runs.prepare(config, train_part, side=side))
   secure = secure_lib.prepare(
       private.config if private else config, train_part, split.num_items,
-      private.open_rows if private else None)
+      private.open_rows if private else None, side=side)
   private = private or (secure.private if secure else None)
   simulation = make_simulation(
       secure.config if secure else private.config if private else config,

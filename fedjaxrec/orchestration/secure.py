@@ -20,6 +20,7 @@ from fedjaxrec.communication.secure import secure_bytes
 from fedjaxrec.config import Config
 from fedjaxrec.data.interactions import Interactions
 from fedjaxrec.data.splits import Split
+from fedjaxrec.models.two_tower import SideInputs
 from fedjaxrec.orchestration import secure_account
 from fedjaxrec.orchestration.head_rows import top_rows
 from fedjaxrec.orchestration.private_runs import PrivateRun
@@ -74,7 +75,7 @@ class SecureRun(NamedTuple):
 
 def prepare(
     config: Config, train: Interactions, num_items: int,
-    open_rows: np.ndarray | None = None
+    open_rows: np.ndarray | None = None, *, side: SideInputs | None = None
 ) -> SecureRun | None:
   """Builds what secure sums need; None for a run without.
 
@@ -83,6 +84,7 @@ def prepare(
     train: Training interactions.
     num_items: Items in the catalogue.
     open_rows: bool [num_items]: the rows that central privacy has chosen.
+    side: The features that model.name=two_tower reads.
 
   Raises:
     ValueError: For rows that cannot be chosen, and for what could not run, or
@@ -90,7 +92,7 @@ def prepare(
   """
   if not config.secure.is_on:
     return None
-  check_rotation(config, num_items)
+  check_rotation(config, num_items, side)
   private = None
   if config.privacy.head_source == 'private' and open_rows is None:
     return _prepare_private_head(config, train, num_items)
@@ -131,7 +133,8 @@ def with_noise(config: Config, noise_multiplier: float) -> Config:
       head_source='public'))
 
 
-def check_rotation(config: Config, num_items: int) -> None:
+def check_rotation(
+    config: Config, num_items: int, side: SideInputs | None = None) -> None:
   """Refuses a secure.rotation that no part of a message is long enough for.
 
   Raises:
@@ -140,7 +143,7 @@ def check_rotation(config: Config, num_items: int) -> None:
   rotation = config.secure.rotation
   if not rotation:
     return
-  table, shared = message_shapes(config, num_items)
+  table, shared = message_shapes(config, num_items, side)
   shapes = [x.shape[1:] for x in jax.tree.leaves(table)] + [
       x.shape for x in jax.tree.leaves(shared)]
   if any(is_rotated(shape, rotation) for shape in shapes):
@@ -159,9 +162,11 @@ def expected_cohort(config: Config, num_examples: np.ndarray) -> int:
   return config.cohort.size or int((num_examples > 0).sum())
 
 
-def make_layout(config: Config, num_items: int) -> RowLayout:
+def make_layout(
+    config: Config, num_items: int, side: SideInputs | None = None
+) -> RowLayout:
   """Where the rows stand in a client's message."""
-  table, shared = message_shapes(config, num_items)
+  table, shared = message_shapes(config, num_items, side)
   return RowLayout(
       num_items,
       tuple(x.size // num_items for x in jax.tree.leaves(table)),
@@ -170,13 +175,13 @@ def make_layout(config: Config, num_items: int) -> RowLayout:
 
 def open_ring(
     config: Config, num_examples: np.ndarray, num_items: int,
-    open_rows: np.ndarray | None = None
+    open_rows: np.ndarray | None = None, side: SideInputs | None = None
 ) -> Ring:
   """The ring that the compiled rounds of a run use."""
   _, max_cohort = build_sampler(config.cohort, num_examples, config.seed)
   return make_run_ring(
       config, expected_cohort(config, num_examples), max_cohort,
-      message_size(config, num_items, open_rows))
+      message_size(config, num_items, open_rows, side))
 
 
 def open_sums(
@@ -341,8 +346,9 @@ def describe(
   totals = secure_account.add_up(accounts)
   secure, num_items = config.secure, split.num_items
   num_examples = split.train.counts
-  ring = open_ring(config, num_examples, num_items, open_rows)
-  layout = make_layout(config, num_items)
+  ring = open_ring(
+      config, num_examples, num_items, open_rows, simulation.side)
+  layout = make_layout(config, num_items, simulation.side)
   cohort = expected_cohort(config, num_examples)
   unions: list[int] = []
   if secure.rows == 'union' and simulation.placement.num_processes == 1:

@@ -268,3 +268,17 @@ def test_old_entries_keep_their_meaning_and_new_ones_come_after():
   with pytest.raises(ValueError, match='is of kind number'):
     extend(known, from_columns({
         'year': np.zeros(1), 'genre': np.zeros(1), 'tags': ['x|y']}), 'item')
+
+
+def test_two_towers_over_a_secure_sum_say_what_was_sent(grown, tmp_path):
+  # Features are read after the config: a message is as long with them as the
+  # model that the server holds.
+  root, _ = grown
+  result = experiment.train(
+      make_config(root / 'before', **{
+          'secure.level': 'ideal', 'server.row_normalization': 'mean',
+          'rounds': 1}), tmp_path / 'ideal', progress=False)
+  secure = result.summary['secure']
+  server = experiment.load_trained(root / 'old')[1]
+  assert secure['dimension'] == sum(
+      np.size(x) for x in jax.tree.leaves((server.item_table, server.shared)))
