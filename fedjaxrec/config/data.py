@@ -38,7 +38,7 @@ class DataConfig:
     min_rating: Interactions rated lower are dropped; 0 keeps all.
     min_user_interactions: Users with fewer interactions are dropped.
     min_item_interactions: Items with fewer interactions are dropped.
-    user_column: Name of the user column of a CSV or Parquet file.
+    user_column: User column of a CSV or Parquet file.
     item_column: Name of the item column.
     rating_column: Name of the rating column; empty: every rating is 1.
     timestamp_column: Name of the time column; empty: the order of the rows.

@@ -298,7 +298,7 @@ class CohortConfig:
     cap: poisson and cyclic_poisson only: the most clients a round can hold; 0:
       chosen so that a larger draw has probability below 1e-9. A larger draw is
       truncated.
-    weights_path: Weighted only: a .npy file with one weight a client.
+    weights_path: Weighted only: .npy, one weight a client.
     weighting: A delta's weight in the mean: equal, or its number of examples.
     normalization: none, or local_steps (FedNova): by how far steps reach. A
       delta is divided by how far the client's do, and the mean is walked as far
