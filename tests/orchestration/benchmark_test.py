@@ -213,8 +213,10 @@ def test_a_run_builds_one_evaluator_for_each_question(folder, monkeypatch):
   made = []
   for module in (experiment, benchmark_runs):
     original = module.make_evaluator
-    monkeypatch.setattr(module, 'make_evaluator', lambda *args, make=original: (
-        made.append(args[0].evaluation.protocol), make(*args))[1])
+    monkeypatch.setattr(
+        module, 'make_evaluator', lambda *args, make=original, **options: (
+            made.append(args[0].evaluation.protocol),
+            make(*args, **options))[1])
   assert run(folder, folder / 'evaluators', '--benchmark.methods=small',
              '--benchmark.seeds=0') == 0
   # The run's own; the other protocol; and permuted, by both.

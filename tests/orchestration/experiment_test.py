@@ -207,6 +207,7 @@ class TestSummary:
         'dense_uplink_bytes_per_client', 'total_bytes'}
     assert all(isinstance(n, float) and n > 0 for n in communication.values())
     assert summary.pop('secure') is None
+    assert summary.pop('rejected') == 0
     assert not summary  # Whoever adds a key says here what it is.
 
   def check_metrics(self, section, num_users, more):
