@@ -274,11 +274,8 @@ def _words(key, attempt):
 
 def random_bits(low, high, leaf: int, shape) -> jax.Array:
   """One pseudo-random word an entry, of its flat index: uint32 [shape]."""
-  size = 1
-  for length in shape:
-    size *= length
   start = mix_bits(low + jnp.uint32((leaf + 1) * 0x85ebca6b & 0xffffffff))
-  counter = jnp.arange(size, dtype=jnp.uint32).reshape(shape)
+  counter = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
   return mix_bits((counter * jnp.uint32(0x9e3779b9) + start) ^ high)
 
 
