@@ -1,7 +1,8 @@
 """From a config to what protects an update: clip, compress, encode, noise.
 
-The order is the guarantee. On a client: clip; compress; clip again where
-compression may have made the delta longer; encode for the secure sum. On the
+The order is the guarantee. On a client: clip (rows first, then the whole);
+compress; clip again where compression may have made the delta longer; encode
+for the secure sum. On the
 server: noise on the raw sum, before anything scales it.
 """
 
@@ -17,7 +18,11 @@ from fedjaxrec.aggregation import distributed_noise
 from fedjaxrec.aggregation.ring import Ring, make_ring
 from fedjaxrec.config import Config
 from fedjaxrec.transforms import adaptive_clip, released_counts
-from fedjaxrec.transforms.clip import clip_by_l2, clip_groups_by_l2
+from fedjaxrec.transforms.clip import (
+  clip_by_l2,
+  clip_groups_by_l2,
+  clip_item_rows,
+)
 from fedjaxrec.transforms.compression import build_compression
 from fedjaxrec.transforms.correlated_noise import (
   Strategy,
@@ -125,7 +130,8 @@ def build_protection(
   uplink = Uplink(
       clip_norm=None if _codec_clips(config) else _fused_clip(config),
       transform=None if _codec_clips(config) else _client_chain(config),
-      report=(lambda state: state[0].report) if adaptive else PLAIN.report,
+      report=(lambda state: state[privacy.clips_rows].report) if adaptive
+      else PLAIN.report,
       has_memory=config.compression.error_feedback,
       # Noise stands in every entry, whatever the client touched.
       is_dense=secure.on_host and secure.noise != 'none',
@@ -229,7 +235,7 @@ def _fused_clip(config: Config):
   """The bound of the whole delta where it is clipped first, by the engine."""
   clip_norm = ring_clip_norm(config)
   if (_is_zero(clip_norm) or config.privacy.clips_groups
-      or config.privacy.clipping == 'adaptive'):
+      or config.privacy.clips_rows or config.privacy.clipping == 'adaptive'):
     return None
   return lambda state: clip_norm
 
@@ -250,13 +256,14 @@ def _client_chain(config: Config):
 
   clips = not _is_zero(clip_norm) or privacy.clips_groups
   fused = _fused_clip(config) is not None
-  if compress is None and (fused or not clips):
+  rows = [clip_item_rows(privacy.row_clip_norm)] if privacy.clips_rows else []
+  if compress is None and not rows and (fused or not clips):
     return None
 
   def make(key, round_key, state):
     if privacy.release_counts:
       state = state[0]  # Beside it: that of the counts' noise.
-    chain = []
+    chain = [*rows]
     if clips and not fused:
       chain.append(
           _clip_and_report(state.clip_norm)
@@ -266,6 +273,7 @@ def _client_chain(config: Config):
       chain.append(
           with_error_feedback(compressor)
           if config.compression.error_feedback else compressor)
+      chain += rows
       if clips:
         chain.append(clip(state))
     return optax.chain(*chain)
@@ -334,9 +342,10 @@ def ring_clip_norm(config: Config) -> float:
 
 def _codec_clips(config: Config) -> bool:
   """Whether a clipping by one norm is all of the chain: the codec's norm."""
-  return (config.secure.is_on and not config.privacy.clips_groups
-          and config.privacy.clipping == 'fixed'
-          and not config.compression.is_on)
+  privacy = config.privacy
+  return (config.secure.is_on and privacy.clipping == 'fixed'
+          and not (privacy.clips_groups or privacy.clips_rows
+                   or config.compression.is_on))
 
 
 def make_run_ring(

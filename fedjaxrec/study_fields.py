@@ -25,7 +25,7 @@ TRACEABLE = (
 TRACEABLE_PRIVACY = (
     'privacy.delta', 'privacy.epsilon', 'privacy.item_clip_norm',
     'privacy.l2_clip_norm', 'privacy.noise_multiplier',
-    'privacy.shared_clip_norm',
+    'privacy.row_clip_norm', 'privacy.shared_clip_norm',
 )
 
 

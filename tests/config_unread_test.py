@@ -93,6 +93,7 @@ CASES = (
           ('privacy.target_quantile', {'privacy.clipping': 'adaptive'}),
           ('privacy.head_epsilon_share', {
               'privacy.head_items': 5, 'privacy.head_source': 'private'}))),
+    ('privacy.row_clip_norm', {'privacy.l2_clip_norm': 1.0}, DPALS),
     ('secure.bits', {'secure.level': 'ideal'}, {}),
     ('secure.num_neighbors', {'secure.level': 'masked'},
      {'secure.level': 'shares'}),

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fedjaxrec.algorithms import local_steps
@@ -43,7 +44,9 @@ def make_ditto(
   Per batch, a FedAvg step of the global model w, and one of the client's own v
   on its loss + pull / 2 |v - w_t|^2, w_t being what was downloaded: the shared
   parameters whole, and of the item rows the mean over the batch, as with L2.
-  Rows outside a batch stand still.
+  Rows outside a batch stand still. Where rate times pull passes 1, an explicit
+  step would pass w_t, and beyond 2 diverge; there it ends at w_t. So a pull
+  without bound leaves FedAvg with a personal layer of the client's own.
 
   Personal: v, and the personal part of w. Travels: as with FedAvg; v never.
   Published: pull between 0.05 and 2.
@@ -83,11 +86,13 @@ def make_ditto(
     start_rows, start_shared = batch.rows, batch.whole
     (g_layer, g_rows, g_shared), _ = gradient(
         own_layer, own_rows, own_shared, batch)
+    # However strong, a pull ends at the global model and not beyond it.
     g_rows = optax.tree.add_scale(
-        g_rows, pull / local_steps.num_used(batch),
+        g_rows, jnp.minimum(pull / local_steps.num_used(batch), 1 / rates[1]),
         optax.tree.sub(own_rows, start_rows))
     g_shared = optax.tree.add_scale(
-        g_shared, pull, optax.tree.sub(own_shared, start_shared))
+        g_shared, jnp.minimum(pull, 1 / rates[2]),
+        optax.tree.sub(own_shared, start_shared))
     own_layer, own_rows, own_shared = move(
         (own_layer, own_rows, own_shared), (g_layer, g_rows, g_shared))
     return ((rows, own_rows), ((layer, shared), (own_layer, own_shared)),

@@ -15,7 +15,8 @@ CLIPPINGS = ('fixed', 'adaptive')
 HEAD_SOURCES = ('public', 'private')
 ACCOUNTANTS = ('pld', 'rdp')
 # What clips without noise; every other field needs a budget to mean anything.
-_CLIP_ONLY = {'l2_clip_norm', 'item_clip_norm', 'shared_clip_norm'}
+_CLIP_ONLY = {'l2_clip_norm', 'item_clip_norm', 'shared_clip_norm',
+              'row_clip_norm'}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,10 @@ class PrivacyConfig:
     item_clip_norm: L2 norm of the item rows' part of a delta, clipped by
       itself, in place of l2_clip_norm. 0: clip the whole delta.
     shared_clip_norm: The same for the shared parameters; give both or none.
+    row_clip_norm: L2 norm to which every item row of a delta is clipped, before
+      the whole delta is (or its parts are), and again after compression. No
+      epsilon rests on it: a budget needs l2_clip_norm beside it. 0: rows as
+      they are.
     noise_multiplier: Noise in units of the clip norm, in place of epsilon. 0:
       calibrated from epsilon.
     mechanism: gaussian (independent noise), banded (banded matrix
@@ -67,6 +72,7 @@ class PrivacyConfig:
   l2_clip_norm: float = 0.0
   item_clip_norm: float = 0.0
   shared_clip_norm: float = 0.0
+  row_clip_norm: float = 0.0
   noise_multiplier: float = 0.0
   mechanism: str = 'gaussian'
   bands: int = 8
@@ -88,8 +94,9 @@ class PrivacyConfig:
   def __post_init__(self):
     check_types(self, 'privacy')
     for field in ('epsilon', 'delta', 'l2_clip_norm', 'item_clip_norm',
-                  'shared_clip_norm', 'noise_multiplier', 'min_separation',
-                  'deployment_cohort', 'bit_noise_stddev', 'head_items'):
+                  'shared_clip_norm', 'row_clip_norm', 'noise_multiplier',
+                  'min_separation', 'deployment_cohort', 'bit_noise_stddev',
+                  'head_items'):
       at_least(f'privacy.{field}', getattr(self, field), 0)
     for field in ('bands', 'buffers'):
       at_least(f'privacy.{field}', getattr(self, field), 1)
@@ -123,9 +130,19 @@ class PrivacyConfig:
     return self.item_clip_norm > 0
 
   @property
+  def clips_rows(self) -> bool:
+    """Whether every item row is clipped, before anything else is."""
+    return self.row_clip_norm > 0
+
+  @property
+  def clips_whole(self) -> bool:
+    """Whether a delta is bounded as a whole, or in both of its parts."""
+    return self.clips_groups or self.l2_clip_norm > 0
+
+  @property
   def clips(self) -> bool:
     """Whether a client's delta is clipped, with noise or without."""
-    return self.clips_groups or self.l2_clip_norm > 0
+    return self.clips_whole or self.clips_rows
 
   def _check_groups(self):
     if (self.item_clip_norm > 0) != (self.shared_clip_norm > 0):
@@ -155,11 +172,15 @@ class PrivacyConfig:
           f'privacy.noise_multiplier={self.noise_multiplier} with '
           f'privacy.epsilon={self.epsilon}: one follows from the other; give '
           'the budget or the noise, not both.')
-    if not self.clips:
+    if not self.clips_whole:
+      beside = (f' and privacy.row_clip_norm={self.row_clip_norm}'
+                if self.clips_rows else '')
+      rows = ('; a bound on every row grows with the rows that a client '
+              'touches' if self.clips_rows else '')
       raise ValueError(
-          f'privacy.l2_clip_norm={self.l2_clip_norm} with a budget: noise '
-          'protects only what is bounded; give --privacy.l2_clip_norm, for '
-          'example 1.0.')
+          f'privacy.l2_clip_norm={self.l2_clip_norm}{beside} with a budget: '
+          f'noise protects only what is bounded{rows}; give '
+          '--privacy.l2_clip_norm, for example 1.0.')
     if self.clipping == 'adaptive' and self.clips_groups:
       raise ValueError(
           f"privacy.clipping='adaptive' with privacy.item_clip_norm="

@@ -165,6 +165,7 @@ ROWS = (
     Row(('privacy.head_epsilon_share',), lambda c: c.privacy.head_items > 0,
         'privacy.head_items=0, by which no rows are chosen',
         'privacy.head_items and privacy.head_source=private'),
+    _not('algorithm.name', ('dpals',), 'fedavg', 'privacy.row_clip_norm'),
     # The other fields of the section are refused by itself.
     Row(tuple(f'secure.{name}' for name in (
         'bits', 'l2_clip_norm', 'entry_bound', 'num_neighbors', 'threshold',

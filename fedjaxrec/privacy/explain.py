@@ -56,6 +56,7 @@ def explain(
       'population': header.population, 'sampling': header.sampling,
       'noise_multiplier': header.noise_multiplier,
       'l2_clip_norm': header.l2_clip_norm,
+      'row_clip_norm': header.row_clip_norm or None,
       'deployment_cohort': header.deployment_cohort or None,
       'releases': [
           {'label': release.label, 'count': release.times,
@@ -130,6 +131,11 @@ def render(result: dict[str, Any]) -> rich.console.Group:
                  f'{result["ledger"]["head"][:16]}'),
   ):
     facts.add_row(name, value)
+  if result['row_clip_norm']:
+    facts.add_row(
+        'rows', f'each item row was clipped to {result["row_clip_norm"]:.4g} '
+        'before the whole was; epsilon rests on the clip norm of the whole '
+        'alone')
   if result['deployment_cohort']:
     facts.add_row(
         'deployment', f'a simulated cohort of {result["deployment_cohort"]:,} '

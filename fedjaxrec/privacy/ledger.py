@@ -57,7 +57,9 @@ class Header:
     accountant_version: In words.
     population: Clients that the guarantee is about.
     sampling: The sampling actually used, in words.
-    l2_clip_norm: Bound of one client's delta.
+    l2_clip_norm: Bound of one client's delta, on which epsilon rests.
+    row_clip_norm: Bound of each of its item rows before that, on which nothing
+      rests; 0 for none.
     noise_multiplier: What is accounted for.
     planned_rounds: Rounds that the noise was calibrated for.
     config_digest: `config_digest` of the run.
@@ -77,6 +79,7 @@ class Header:
   planned_rounds: int
   config_digest: str
   deployment_cohort: int = 0
+  row_clip_norm: float = 0.0
   uncovered: tuple[str, ...] = ()
 
 
@@ -143,7 +146,7 @@ def make_header(
       noise_multiplier=plan.calibration.noise_multiplier,
       planned_rounds=plan.rounds, config_digest=config_digest(config),
       deployment_cohort=plan.config.deployment_cohort,
-      uncovered=plan.uncovered)
+      row_clip_norm=plan.config.row_clip_norm, uncovered=plan.uncovered)
 
 
 class PrivacyLedger:

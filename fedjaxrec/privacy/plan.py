@@ -144,6 +144,7 @@ class PrivacyPlan(NamedTuple):
         'epsilon': found.epsilon, 'delta': self.delta,
         'noise_multiplier': found.noise_multiplier,
         'l2_clip_norm': self.l2_clip_norm,
+        'row_clip_norm': config.row_clip_norm or None,
         'sampling_prob': self.schedule.sampling_prob,
         'accountant': found.accountant, 'fidelity': FIDELITY,
         'guarantee': self.guarantee(), 'sampling': self.schedule.sampling,

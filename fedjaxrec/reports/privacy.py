@@ -61,6 +61,11 @@ def _central(privacy):
     noise += (f'; on the {get("head_items"):,} head rows alone, chosen from '
               f'{get("head_source")} popularity')
   said.append(('Noise', noise))
+  if get('row_clip_norm'):
+    said.append((
+        'Rows', f'each item row is clipped to {get("row_clip_norm"):.4g} '
+        'before the whole delta is; the epsilon rests on the clip norm of the '
+        'whole alone'))
   if get('sampling'):
     said.append(('Sampling', get('sampling')))
   cross = get('cross_check') or {}

@@ -144,8 +144,9 @@ def clip_rows_by_l2(
   may fill), not the client's own number. Unit of privacy: the client. A row
   with a NaN or an infinity makes all rows zeros.
 
-  For use outside the engine, whose flags bound the whole delta or its two
-  groups: a bound on rows alone lets the sensitivity grow with the rows touched.
+  By itself it is no bound for an accountant, because the sensitivity grows with
+  the rows touched: privacy.row_clip_norm (`clip_item_rows`) stands before the
+  clipping of the whole delta.
 
   Wire cost: none; shapes and dtypes are kept. Time: three passes.
 
@@ -181,6 +182,47 @@ def clip_rows_by_l2(
     return clip_row(updates), state
 
   return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def clip_item_rows(
+    l2_clip_norm: float | jax.Array
+) -> optax.GradientTransformationExtraArgs:
+  """`clip_rows_by_l2` of the item rows of a delta (item rows, shared).
+
+  Formal guarantee: every item's row, of all item leaves together, has an L2
+  norm of at most l2_clip_norm (up to float32 rounding), provided that a delta
+  has each item once, as the engine's have. So a single row of the sum has that
+  L2 sensitivity under adding or removing one client, and twice that under
+  replacing one; the whole sum has not. No entry grows, so that whatever bound
+  the whole delta had it keeps: an epsilon rests on the clipping of the whole
+  that follows, and is the same with this before it. Unit of privacy: the
+  client.
+
+  Wire cost: none. Shared parameters pass as they are; item rows with a NaN or
+  an infinity anywhere become zeros. Time: three passes over the rows.
+
+  Args:
+    l2_clip_norm: A row's bound, not negative; may be traced.
+
+  Returns:
+    A transform of pairs, with the extra argument `mask` (see
+    `leaves.rows_in_use`), whose axes say which axes count rows; without it, the
+    first.
+
+  Raises:
+    ValueError: As `clip_rows_by_l2`.
+  """
+  clip_rows_by_l2(l2_clip_norm)  # Refuses a bound before the first update.
+
+  def update(updates, state, params=None, *, mask=None, **extra_args):
+    del params, extra_args
+    rows, shared = updates
+    masks = [] if mask is None else jax.tree.leaves(mask[0])
+    clip = clip_rows_by_l2(
+        l2_clip_norm, jnp.ndim(masks[0]) if masks else 1)
+    return (clip.update(rows, ())[0], shared), state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def groups_l2_sensitivity(l2_clip_norms: PyTree) -> float:

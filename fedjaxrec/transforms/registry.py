@@ -18,6 +18,7 @@ from fedjaxrec.transforms.clip import (
     clip_by_l1,
     clip_by_l2,
     clip_groups_by_l2,
+    clip_item_rows,
     clip_rows_by_l2,
 )
 from fedjaxrec.transforms.correlated_noise import (
@@ -134,6 +135,9 @@ TRANSFORMS: dict[str, Row] = {
         # Shared parameters have no rows, and stay as they are, finite or not.
         lambda key: _on_pair(
             optax.masked(clip_rows_by_l2(1.0), (True, False))),
+        norm_never_grows=True, non_finite_to_zero=False),
+    'clip_item_rows': Row(
+        lambda key: _on_pair(clip_item_rows(1.0)),
         norm_never_grows=True, non_finite_to_zero=False),
     'add_gaussian_noise': Row(
         lambda key: add_gaussian_noise(0.5, key), side='server',

@@ -185,11 +185,13 @@ class Ditto(OwnModel):
       table, shared, layer = self.descend(
           table, shared, layer, self.gradients(table, shared, layer, *batch))
       g_table, g_shared, g_layer = self.gradients(*mine, *batch)
-      pull = self.config.ditto.pull
+      pull, client = self.config.ditto.pull, self.config.client
+      most = 1 / client.item_learning_rate
       for n in g_table:
         g_table[n] += per_row(counts, g_table[n]) * (
-            pull / used * (mine[0][n] - start_table[n]))
-      g_shared = add(g_shared, add(mine[1], start_shared, -1), pull)
+            min(pull / used, most) * (mine[0][n] - start_table[n]))
+      g_shared = add(g_shared, add(mine[1], start_shared, -1),
+                     min(pull, 1 / client.learning_rate))
       mine = self.descend(*mine, (g_table, g_shared, g_layer))
     return (layer, mine, self.touch(known, rows), alpha), table, shared
 

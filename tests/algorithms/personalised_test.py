@@ -132,6 +132,10 @@ def test_two_rounds_are_those_of_the_oracle(name):
   check(name)
 
 
+def test_a_pull_past_the_global_model_ends_there():
+  check('ditto', ditto=config.DittoConfig(pull=40.0))
+
+
 def test_pfedrec_is_its_oracle_and_keeps_tables_of_its_last_round():
   simulation, state, own = check('pfedrec')
   trained = own.trained > 0

@@ -61,6 +61,22 @@ def test_the_command_says_it_in_words_and_in_json(run, folder, monkeypatch):
   assert json.loads(out) == explain.explain(folder)
 
 
+def test_clipped_rows_are_told_and_change_no_epsilon(run, folder, tmp_path):
+  """By the whole norm alone; a run without says nothing of rows."""
+  clipped = tmp_path / 'rows'
+  clipped.mkdir()
+  book = ledger.create(clipped, header_of(row_clip_norm=0.25))
+  book.spend(Release(accounting.gaussian(9.0), label='item popularity'))
+  book.spend(ROUND, 0, 19)
+  assert explain.explain(clipped)['row_clip_norm'] == 0.25
+  assert explain.explain(folder)['row_clip_norm'] is None
+  assert explain.explain(clipped)['epsilon'] == explain.explain(
+      folder)['epsilon']
+  words = 'clipped to 0.25'
+  assert words in run('explain', clipped)[1]
+  assert words not in run('explain', folder)[1]
+
+
 def test_an_edited_ledger_is_refused_in_one_line(run, folder):
   path = folder / ledger.FILE_NAME
   path.write_text(path.read_text().replace('"noise_multiplier":20.0',

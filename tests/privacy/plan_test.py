@@ -10,6 +10,7 @@ from fedjaxrec import config as config_lib
 from fedjaxrec.config import CohortConfig, Config, PrivacyConfig, ServerConfig
 from fedjaxrec.privacy import accounting, local, plan, scope
 from fedjaxrec.privacy.schedules import Cohort, make_schedule
+from fedjaxrec.reports import privacy as privacy_facts
 
 N = 1000
 POISSON = Cohort(20, 'poisson', cap=80)
@@ -53,6 +54,18 @@ def test_the_summary_has_what_scripts_read():
   assert summary['l2_clip_norm'] == 2.0
   for part in ('epsilon = ', 'unit client', 'add_or_remove_one', 'PLD'):
     assert part in summary['guarantee']
+
+
+def test_clipped_rows_change_neither_noise_nor_epsilon():
+  """Clipping rows first never makes a whole delta longer."""
+  plain, rows = plan_of(), plan_of(row_clip_norm=0.5)
+  assert rows.noise_stddev_items == plain.noise_stddev_items
+  assert rows.summary()['l2_clip_norm'] == 2.0
+  assert rows.summary()['row_clip_norm'] == 0.5
+  assert plain.summary()['row_clip_norm'] is None
+  assert dict(privacy_facts.facts(rows.summary()))['Rows'].startswith(
+      'each item row is clipped to 0.5 before')
+  assert 'Rows' not in dict(privacy_facts.facts(plain.summary()))
 
 
 def test_a_given_multiplier_gives_the_epsilon():

@@ -144,9 +144,9 @@ def test_the_norm_never_grows(name):
 
 def test_the_rows_of_clipping_clip_groups_and_rows():
   """By NumPy: the table's example is no clipping of the whole in disguise."""
-  groups, rows = (
-      {leaf: x[0] for leaf, x in outputs(f'clip_{name}_by_l2').items()}
-      for name in ('groups', 'rows'))
+  groups, rows, item_rows = (
+      {leaf: x[0] for leaf, x in outputs(name).items()}
+      for name in ('clip_groups_by_l2', 'clip_rows_by_l2', 'clip_item_rows'))
   joined = np.concatenate([TREE['bias'][:, None], TREE['item']], 1)
   scale = min(1, 1.0 / np.linalg.norm(joined))
   np.testing.assert_allclose(groups['item'], TREE['item'] * scale, rtol=1e-5)
@@ -160,6 +160,8 @@ def test_the_rows_of_clipping_clip_groups_and_rows():
       rows['item'], TREE['item'] * scales[:, None], rtol=1e-5)
   np.testing.assert_allclose(rows['bias'], TREE['bias'] * scales, rtol=1e-5)
   assert rows['scalar'] == TREE['scalar']
+  for leaf, x in rows.items():
+    np.testing.assert_array_equal(item_rows[leaf], x)
 
 
 @pytest.mark.parametrize('name', claiming('unbiased'))
