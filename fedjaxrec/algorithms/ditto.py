@@ -45,8 +45,9 @@ def make_ditto(
   on its loss + pull / 2 |v - w_t|^2, w_t being what was downloaded: the shared
   parameters whole, and of the item rows the mean over the batch, as with L2.
   Rows outside a batch stand still. Where rate times pull passes 1, an explicit
-  step would pass w_t, and beyond 2 diverge; there it ends at w_t. So a pull
-  without bound leaves FedAvg with a personal layer of the client's own.
+  step would pass w_t, and beyond 2 diverge; there it ends at w_t (of a row
+  that stands once in its batch). So under a pull without bound v differs from
+  the global model in rows that went out of date, and in its personal part.
 
   Personal: v, and the personal part of w. Travels: as with FedAvg; v never.
   Published: pull between 0.05 and 2.
