@@ -133,8 +133,10 @@ def build_protection(
       report=(lambda state: state[privacy.clips_rows].report) if adaptive
       else PLAIN.report,
       has_memory=config.compression.error_feedback,
-      # Noise stands in every entry, whatever the client touched.
-      is_dense=secure.on_host and secure.noise != 'none',
+      # Noise stands in every entry, whatever the client touched; and hashed
+      # entries add up by item.
+      is_dense=(secure.on_host and secure.noise != 'none'
+                or config.compression.sketch == 'count'),
       codec=codec,
       open_rows=open_rows,
       count_norm=privacy.count_clip_norm if privacy.release_counts else None,

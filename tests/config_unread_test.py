@@ -82,6 +82,8 @@ CASES = (
     ('compression.bits', {'compression.quantize': 'qsgd'},
      {'compression.quantize': 'sign'}),
     ('compression.rank', {'compression.sketch': 'low_rank'}, {}),
+    ('compression.sketch_width', {'compression.sketch': 'count'},
+     {'compression.sketch': 'low_rank'}),
     ('compression.error_feedback_limit_gib',
      {'compression.error_feedback': True, 'compression.sparsify': 'top_k'},
      {'compression.sparsify': 'top_k'}),

@@ -50,7 +50,9 @@ def build_server(
   """
   server = config.server
   # Noise and secure sums hide who touched a row: nothing may depend on it.
-  hidden = config.privacy.enabled or config.secure.is_on
+  # So does a sum of tables of hashed entries.
+  hidden = (config.privacy.enabled or config.secure.is_on
+            or config.compression.sketch == 'count')
   normalization = server.row_normalization
   if normalization == 'auto':
     normalization = auto or ('mean' if hidden else 'contributors')

@@ -11,8 +11,10 @@ side, each leaf beginning on a byte. The kept positions lie inside the touched
 rows, not inside the table. Headers below that, and encryption, are not counted.
 
 What travels is what the quantizer put out: of a rotated chain the coefficients
-[chunks, 256], of a low-rank sketch the coordinates [rows, rank]. Both sides
-know the round's seed, and rotate or lift back what the message holds.
+[chunks, 256], of a low-rank sketch the coordinates [rows, rank], of a count
+sketch its one table [depth, width] of float32, as the only shared leaf. Both
+sides know the round's seed, and rotate, lift or read back what the message
+holds. The rows stand in all of them: they ask for the download.
 """
 
 import math
@@ -108,6 +110,16 @@ def _part(config: CompressionConfig, leaf: Leaf, num_rows: Any) -> _Part:
   return _Part(count * leaf.size, 1, count * leaf.size)
 
 
+def _leaves(
+    config: CompressionConfig, layout: Layout
+) -> tuple[tuple[Leaf, ...], tuple[Leaf, ...]]:
+  """The leaves of a message: (of item rows, whole ones)."""
+  if config.sketch == 'count':
+    return (), (Leaf(
+        (config.sketch_depth, config.sketch_width), np.dtype(np.float32)),)
+  return layout.item, layout.shared
+
+
 def _values_bytes(config: CompressionConfig, leaf: Leaf, count: Any) -> Any:
   if config.quantize == 'none':
     return count * leaf.dtype.itemsize
@@ -147,9 +159,9 @@ def wire_bytes(
     return num_rows * (INDEX_BYTES + row) + sum(
         leaf.size * leaf.dtype.itemsize for leaf in layout.shared)
   total = _COUNT_BYTES + bits.positions_bytes(layout.num_items, num_rows)
-  leaves = [(leaf, num_rows) for leaf in layout.item] + [
-      (leaf, None) for leaf in layout.shared]
-  for leaf, count in leaves:
+  item, shared = _leaves(config, layout)
+  for leaf, count in [*((leaf, num_rows) for leaf in item),
+                      *((leaf, None) for leaf in shared)]:
     part = _part(config, leaf, count)
     total = total + _values_bytes(
         config, leaf, np.asarray(part.kept * part.width))
@@ -209,16 +221,18 @@ def encode_upload(
         x.tobytes() for x in leaves)
   message = [np.uint32(len(rows)).astype('<u4').tobytes(),
              bits.encode_positions(ordered, layout.num_items)]
+  num_item = len(_leaves(config, layout)[0])
   for index, ((leaf, part), x) in enumerate(zip(parts, leaves)):
-    if index < len(layout.item) and len(rows) and not config.rotate:
+    if index < num_item and len(rows) and not config.rotate:
       x = x.reshape(len(rows), -1)[order]
     message.append(_encode_leaf(config, leaf, part, x))
   return b''.join(message)
 
 
 def _parts(config, layout, num_rows) -> list[tuple[Leaf, _Part]]:
-  return [(leaf, _part(config, leaf, num_rows)) for leaf in layout.item] + [
-      (leaf, _part(config, leaf, None)) for leaf in layout.shared]
+  item, shared = _leaves(config, layout)
+  return [(leaf, _part(config, leaf, num_rows)) for leaf in item] + [
+      (leaf, _part(config, leaf, None)) for leaf in shared]
 
 
 def _encode_leaf(config, leaf, part: _Part, x: np.ndarray) -> bytes:
@@ -341,19 +355,20 @@ def decode_upload(
     rows = np.frombuffer(
         reader.take(max(num_rows, 0) * INDEX_BYTES), '<u4').astype(np.int64)
   leaves = []
+  num_item = len(_leaves(config, layout)[0])
   for index, (leaf, part) in enumerate(_parts(config, layout, len(rows))):
     x = _decode_leaf(config, leaf, part, reader)
-    if config.rotate or (index < len(layout.item) and part.width < leaf.size
+    if config.rotate or (index < num_item and part.width < leaf.size
                          and config.sketch != 'none'):
       leaves.append(x.reshape(part.units, part.width))
     else:
-      leading = (len(rows),) if index < len(layout.item) else ()
+      leading = (len(rows),) if index < num_item else ()
       leaves.append(x.reshape((*leading, *leaf.shape)))
   if len(reader.left):
     raise ValueError(
         f'a message has {len(reader.left)} bytes too many; it was written '
         'under another config or layout.')
-  return Upload(rows, leaves[:len(layout.item)], leaves[len(layout.item):])
+  return Upload(rows, leaves[:num_item], leaves[num_item:])
 
 
 def _decode_leaf(config, leaf, part: _Part, reader: _Reader) -> np.ndarray:

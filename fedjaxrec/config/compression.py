@@ -14,10 +14,13 @@ from fedjaxrec.config.rules import above, at_least, check_types, one_of
 SPARSIFIERS = ('none', 'top_k', 'random_k', 'threshold')
 GRANULARITIES = ('rows', 'entries')
 QUANTIZERS = ('none', 'sign', 'ternary', 'qsgd')
-SKETCHES = ('none', 'low_rank')
+SKETCHES = ('none', 'low_rank', 'count')
 
 MIN_FRACTION = 1e-4
 MAX_BITS = 16
+MAX_DEPTH = 16
+# With fewer, a quantizer's error may undo the contraction of a sketch.
+_MIN_BITS_OF_MEMORY = 4
 # Entries that are rotated together: a power of two.
 ROTATION_CHUNK = 256
 
@@ -87,9 +90,13 @@ class CompressionConfig:
       bits), of what sparsify and sketch leave.
     bits: Bits a value with quantize=qsgd, from 2 to 16.
     rotate: Whether a random rotation comes before the quantizer.
-    sketch: none or low_rank: item rows are projected on `rank` random
-      directions, the same for all clients of a round.
+    sketch: none, low_rank (item rows are projected on `rank` random directions)
+      or count (all entries of the whole table are summed with random signs in
+      hashed buckets); the same for all clients of a round.
     rank: Numbers that are sent for an item row with sketch=low_rank.
+    sketch_width: Buckets in a row of sketch=count.
+    sketch_depth: Rows of buckets, each with hashes of its own, up to 16; the
+      error falls with width times depth.
     error_feedback: Whether a client remembers what was not sent and adds it the
       next time; a dense copy of the model for every client.
     error_feedback_limit_gib: GiB that those copies may take; more is refused.
@@ -106,6 +113,8 @@ class CompressionConfig:
   rotate: bool = False
   sketch: str = 'none'
   rank: int = 8
+  sketch_width: int = 4096
+  sketch_depth: int = 3
   error_feedback: bool = False
   error_feedback_limit_gib: float = 4.0
   downlink_bits: int = 0
@@ -130,6 +139,11 @@ class CompressionConfig:
           f'compression.downlink_bits={self.downlink_bits} must lie in [2, '
           f'{MAX_BITS}], or be 0 for rows as they are.')
     at_least('compression.rank', self.rank, 1)
+    at_least('compression.sketch_width', self.sketch_width, 1)
+    if not 1 <= self.sketch_depth <= MAX_DEPTH:
+      raise ValueError(
+          f'compression.sketch_depth={self.sketch_depth} must lie in [1, '
+          f'{MAX_DEPTH}]; more buckets in a row (sketch_width) do the same.')
     above('compression.error_feedback_limit_gib',
           self.error_feedback_limit_gib, 0)
     if self.rotate and self.quantize == 'none':
@@ -151,11 +165,63 @@ class CompressionConfig:
           f'compression.error_feedback={self.error_feedback} with nothing to '
           'compress by: there is no error to feed back; choose sparsify, '
           'quantize or sketch.')
+    self._check_count()
+
+  def _check_count(self):
+    """Quantizers that do not go with a count sketch."""
+    if self.sketch != 'count':
+      return
+    if self.quantize == 'sign':
+      raise ValueError(
+          'compression.quantize=sign with compression.sketch=count: the signs '
+          'of hashed sums say nothing of their sum, and where nothing fell in '
+          'a bucket a message grows by its position; use '
+          'compression.quantize=qsgd.')
+    if self.error_feedback and (
+        self.quantize == 'ternary' or self.quantize == 'qsgd'
+        and self.bits < _MIN_BITS_OF_MEMORY):
+      raise ValueError(
+          f'compression.error_feedback=True with compression.quantize='
+          f'{self.quantize}, compression.bits={self.bits} and '
+          'compression.sketch=count: what such coarse levels lose of a bucket '
+          'may be more than all of it, and a memory of that grows; use '
+          'compression.quantize=qsgd with at least '
+          f'{_MIN_BITS_OF_MEMORY} bits, or none.')
 
   @property
   def is_on(self) -> bool:
     """Whether a delta is changed at all."""
     return (self.sparsify, self.quantize, self.sketch) != ('none',) * 3
+
+
+def check_count_sketch(config: Any) -> None:
+  """Refuses a count sketch where more is asked for than the tables' sum.
+
+  Args:
+    config: The whole config.
+
+  Raises:
+    ValueError: By name, with the way out.
+  """
+  if config.compression.sketch != 'count':
+    return
+  privacy = config.privacy
+  if privacy.enabled or privacy.clips:
+    raise ValueError(
+        f'compression.sketch=count with privacy.l2_clip_norm='
+        f'{privacy.l2_clip_norm}, privacy.item_clip_norm='
+        f'{privacy.item_clip_norm}, privacy.row_clip_norm='
+        f'{privacy.row_clip_norm} and privacy.epsilon={privacy.epsilon}: what '
+        'is decoded of a clipped delta is longer than its bound, and the '
+        "server, which sees the tables' sum alone, cannot clip it again; use "
+        'compression.sketch=low_rank, or switch the section privacy off.')
+  if config.server.row_normalization == 'contributors':
+    raise ValueError(
+        'server.row_normalization=contributors with compression.sketch=count: '
+        "the tables' sum moves every row, whoever touched it, and the noise in "
+        'a row that few touched would be divided by few; use '
+        'server.row_normalization=mean (auto does), or '
+        'compression.sketch=low_rank.')
 
 
 def check_downlink(config: Any) -> None:

@@ -13,7 +13,11 @@ from fedjaxrec.config.algorithms import (
   IALSConfig,
   check_fedease,
 )
-from fedjaxrec.config.compression import CompressionConfig, check_downlink
+from fedjaxrec.config.compression import (
+  CompressionConfig,
+  check_count_sketch,
+  check_downlink,
+)
 from fedjaxrec.config.corrections import check_corrections
 from fedjaxrec.config.data import (
   PUBLISHED_SPLITS,
@@ -242,6 +246,7 @@ class Config:
     check_evaluation(self)
     check_local(self)
     check_downlink(self)
+    check_count_sketch(self)
     check_corrections(self)
     check_fedease(self)
     self._check_factorisation()

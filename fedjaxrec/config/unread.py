@@ -149,6 +149,8 @@ ROWS = (
     _only('compression.sparsify', ('threshold',), 'compression.threshold'),
     _only('compression.quantize', ('qsgd',), 'compression.bits'),
     _only('compression.sketch', ('low_rank',), 'compression.rank'),
+    _only('compression.sketch', ('count',), 'compression.sketch_width',
+          'compression.sketch_depth'),
     Row(('compression.error_feedback_limit_gib',),
         lambda c: c.compression.error_feedback,
         'compression.error_feedback=False, which keeps no copies',

@@ -18,7 +18,7 @@ def build_compression(config: CompressionConfig) -> MakeCompression | None:
   Sparsifies, then quantizes; or rotates and quantizes; or sketches and
   quantizes the sketch. With error feedback every part is taken in the form that
   is a contraction, otherwise in the one without bias where there is one
-  (random_k, low_rank). The memory itself is the caller's, who keeps it between
+  (random_k, sketches). The memory itself is the caller's, who keeps it between
   rounds: see `error_feedback.with_error_feedback` and `error_feedback_step`.
 
   Clip before it, and again after it where the chain lets the norm grow (see
@@ -31,8 +31,9 @@ def build_compression(config: CompressionConfig) -> MakeCompression | None:
     None for no compression; otherwise (client_key, round_key) -> transform of
     one client's delta, with the extra argument `mask` (a tree prefix of the
     delta, see `leaves.rows_in_use`). client_key is this client's in this round;
-    round_key is the same for all clients of the round, and only the basis of a
-    sketch comes from it.
+    round_key is the same for all clients of the round, and only the basis or
+    the hashes of a sketch come from it. A count sketch wants the leaves of all
+    items, in their order, for its tables to add up.
   """
   if not config.is_on:
     return None
@@ -49,6 +50,10 @@ def build_compression(config: CompressionConfig) -> MakeCompression | None:
     if config.sketch == 'low_rank':
       return sketch.low_rank(
           config.rank, round_key, unbiased=unbiased, inner=quantizer)
+    if config.sketch == 'count':
+      return sketch.count_sketch(
+          config.sketch_width, config.sketch_depth, round_key,
+          unbiased=unbiased, inner=quantizer)
     if config.rotate:
       return rotate.with_rotation(quantizer, rotation_key)
     sparsifier = {

@@ -221,7 +221,11 @@ TRANSFORMS: dict[str, Row] = {
         ) * _square(x),
         wire=_CONFIG(sketch='low_rank', rank=2)),
     'count_sketch': Row(
-        lambda key: count_sketch(64, 3, key), unbiased=True, linear=True),
+        lambda key: count_sketch(64, 3, key), unbiased=True, linear=True,
+        wire=_CONFIG(sketch='count', sketch_width=64, sketch_depth=3)),
+    'count_sketch, a contraction': Row(
+        lambda key: count_sketch(8, 2, key, unbiased=False), linear=True,
+        wire=_CONFIG(sketch='count', sketch_width=8, sketch_depth=2)),
     # Memory.
     'with_error_feedback(top_k rows)': Row(
         lambda key: with_error_feedback(top_k(_RK)),

@@ -142,30 +142,43 @@ def low_rank(
 
 
 def count_sketch(
-    width: int, depth: int, key: jax.Array
+    width: int, depth: int, key: jax.Array, *, unbiased: bool = True,
+    inner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Sends a table of hashed and randomly signed sums of all entries.
 
   Entry i is added, with a random sign, to one of width buckets in each of depth
   rows, and decoded as the mean over the rows of its bucket with that sign. The
   mean, and not the median, so that the whole is linear: the decoded sum of
-  tables is the sum of what each decodes to. Clients' tables add up where an
-  entry means the same for all of them: for shared parameters and whole item
-  tables, not for the slots of a client's touched rows. So it is for use outside
-  the engine, which sums touched rows; compression.sketch=low_rank is the
-  sketch that adds up there.
+  tables is the sum of what each decodes to, and a server needs the tables' sum
+  alone. Tables add up where an entry means the same for all clients: so the
+  engine gives it whole item tables, zeros in the rows that a client did not
+  touch, and what is decoded of a sum has noise in every row.
 
-  Wire cost: 32 width depth bits, however many entries there are; no positions.
-  Error: the variance of an entry is (|x|^2 - x_i^2) / (width depth), over the
-  whole tree. Bias: E[output] = x (a bucket is uniform up to width / 2^32).
-  Sensitivity: the L2 norm grows, to about |x| sqrt(1 + n / (width depth)) for n
-  entries; that of the table is at most about |x| sqrt(depth). Privacy: none by
-  itself. All zeros stay zeros; a delta that is not finite becomes zeros.
+  Wire cost: 32 width depth bits (v width depth with an inner quantizer of v
+  bits), however many entries there are; no positions, no seed. Error: the
+  variance of an entry is (|x|^2 - x_i^2) / (width depth), over the whole tree;
+  so for n entries E|x - output|^2 = v |x|^2 with v = (n - 1) / (width depth),
+  whichever way the buckets are split in rows. Bias: E[output] = x (a bucket is
+  uniform up to width / 2^31). With unbiased=False the output is divided by
+  1 + v: then E[output] = x / (1 + v) and E|x - output|^2 = v / (1 + v) |x|^2, a
+  contraction in the mean over hashes, which are new in every round, as error
+  feedback needs it. Sensitivity: the L2 norm grows, to about |x| sqrt(1 + v),
+  and has no useful bound for one draw. Privacy: none by itself. All zeros stay
+  zeros; a delta that is not finite becomes zeros.
+
+  All clients of a round share the hashes, so their errors do not average out:
+  the error of the sum is v times the square of the sum.
+  Time: depth scattered sums and reads of all entries.
 
   Args:
     width: Buckets in a row.
     depth: Rows, each with hashes of its own.
     key: Typed key of the first round's hashes, the same for all clients.
+    unbiased: See above.
+    inner: A transform of the table, float32 [depth, width]: a quantizer for
+      example; it makes the sketch no longer linear, but tables still add up
+      after they are read.
 
   Returns:
     A transform with the extra argument `mask`, see `leaves.rows_in_use`.
@@ -176,34 +189,55 @@ def count_sketch(
   References:
     Charikar, Chen and Farach-Colton, 2002, Finding Frequent Items in Data
     Streams; Rothchild et al., 2020, `FetchSGD
-    <https://arxiv.org/abs/2007.07682>`_, which decodes the largest entries by
-    the median.
+    <https://arxiv.org/abs/2007.07682>`_, whose server decodes the largest
+    entries of a running sum by the median, and remembers the rest.
   """
   if width < 1 or depth < 1:
     raise ValueError(
         f'width={width} and depth={depth} must be at least 1; they are the '
         'sides of the table that is sent.')
+  chain = optax.with_extra_args_support(inner or optax.identity())
+
+  def hashes(k, x):
+    """Buckets and signs [*x.shape, depth]; more rows change none of these."""
+    bits = jax.random.bits(k, (*x.shape, depth), jnp.uint32)
+    return ((bits >> 1) % jnp.uint32(width),
+            1.0 - 2.0 * (bits & 1).astype(jnp.float32))
+
+  def init(params):
+    return (KeyState(jax.random.key_data(key)),
+            chain.init(jnp.zeros((depth, width))))
 
   def update(updates, state, params=None, *, mask=None, **extra_args):
-    del params, extra_args
-    draw_key, state = next_key(state)
+    del params
+    key_state, inner_state = state
+    draw_key, key_state = next_key(key_state)
     leaves = jax.tree.leaves(zeros_unless_finite(updates))
-    used = rows_in_use(updates, mask)
-    keys = jax.random.split(draw_key, (depth, max(len(leaves), 1), 2))
-    decoded = [jnp.zeros(x.shape, jnp.float32) for x in leaves]
-    for row in range(depth):
-      hashes = [
-          (jax.random.bits(k[0], x.shape, jnp.uint32) % jnp.uint32(width),
-           jax.random.rademacher(k[1], x.shape, jnp.float32))
-          for x, k in zip(leaves, keys[row])]
-      table = jnp.zeros(width)
-      for x, (bucket, s) in zip(leaves, hashes):
-        table = table.at[bucket].add(s * x)
-      decoded = [y + s * table[bucket] / depth
-                 for y, (bucket, s) in zip(decoded, hashes)]
-    return rebuild(updates, [
-        jnp.where(over_entries(m, x), y, 0).astype(x.dtype)
-        for x, y, m in zip(leaves, decoded, used)]), state
+    used = [over_entries(m, x) for x, m in zip(
+        leaves, rows_in_use(updates, mask))]
+    keys = jax.random.split(draw_key, max(len(leaves), 1))
+    hashed = [hashes(k, x) for x, k in zip(leaves, keys)]
+    table = jnp.zeros((depth, width))
+    for x, there, (bucket, sign) in zip(leaves, used, hashed):
+      entry = jnp.where(there, x.astype(jnp.float32), 0)
+      for row in range(depth):
+        table = table.at[row, bucket[..., row]].add(entry * sign[..., row])
+    table, inner_state = chain.update(
+        table, inner_state, None, mask=jnp.bool_(True), **extra_args)
+    scale = jnp.float32(depth)
+    if not unbiased:
+      size = sum((jnp.sum(there, dtype=jnp.float32) for there in used),
+                 start=jnp.float32(0))
+      scale *= 1 + jnp.maximum(size - 1, 0) / (width * depth)
 
-  return optax.GradientTransformationExtraArgs(
-      lambda params: KeyState(jax.random.key_data(key)), update)
+    def decode(x, there, buckets, signs):
+      total = jnp.zeros(x.shape)
+      for row in range(depth):
+        total += signs[..., row] * table[row, buckets[..., row]]
+      return jnp.where(there, total / scale, 0).astype(x.dtype)
+
+    return rebuild(updates, [
+        decode(x, there, *h) for x, there, h in zip(leaves, used, hashed)]), (
+            key_state, inner_state)
+
+  return optax.GradientTransformationExtraArgs(init, update)

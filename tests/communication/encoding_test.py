@@ -69,6 +69,13 @@ CONFIGS = {
     'low rank': CompressionConfig(sketch='low_rank', rank=2),
     'low rank, 4 bits': CompressionConfig(
         sketch='low_rank', rank=2, quantize='qsgd', bits=4),
+    'count': CompressionConfig(
+        sketch='count', sketch_width=50, sketch_depth=2),
+    'count, 5 bits': CompressionConfig(
+        sketch='count', sketch_width=7, sketch_depth=3, quantize='qsgd',
+        bits=5),
+    'count, ternary': CompressionConfig(
+        sketch='count', sketch_width=7, sketch_depth=1, quantize='ternary'),
 }
 
 
@@ -136,6 +143,8 @@ def upload(name, count):
   travels = output
   if config.rotate or config.sketch != 'none':
     travels = state[1][1]  # The recorded output of the quantizer.
+  if config.sketch == 'count':
+    travels = ((), travels)  # One table, of no rows.
   if config.rotate:
     order = np.argsort(rows)
     rows = rows[order]
@@ -155,7 +164,8 @@ def record_what_quantizers_put_out():
   """Rotations and sketches hand their quantizer's output out by its state."""
   with pytest.MonkeyPatch.context() as patch:
     for module, function in [('rotate', 'with_rotation'),
-                             ('sketch', 'low_rank')]:
+                             ('sketch', 'low_rank'),
+                             ('sketch', 'count_sketch')]:
       plain = getattr(getattr(compression_lib, module), function)
 
       def recorded(first, *args, plain=plain, **kwargs):
@@ -276,6 +286,12 @@ def test_lengths_by_hand():
       head + 4 + 4 * 256 * 3 // 8 + 4 + 256 * 3 // 8)
   assert length(CompressionConfig(sketch='low_rank', rank=3)) == (
       head + 100 * 12 + 120)
+  # A table, however many rows there are; and none of its positions.
+  assert length(CompressionConfig(
+      sketch='count', sketch_width=40, sketch_depth=3)) == head + 40 * 3 * 4
+  assert length(CompressionConfig(
+      sketch='count', sketch_width=41, sketch_depth=1, quantize='qsgd',
+      bits=5)) == head + 4 + 26
 
 
 def test_top_k_and_8_bits_are_an_order_of_magnitude_less():

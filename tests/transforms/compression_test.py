@@ -33,7 +33,7 @@ def every_config():
       yield CompressionConfig(
           sparsify=sparsify, granularity=granularity, quantize=quantize,
           rotate=rotate, sketch=sketch, fraction=0.2, threshold=1.0, bits=4,
-          rank=2)
+          rank=2, sketch_width=8, sketch_depth=2)
     except ValueError:
       continue
 
@@ -65,6 +65,7 @@ def test_every_config_that_is_accepted_can_be_built():
     CompressionConfig(sparsify='random_k', fraction=0.2, quantize='ternary'),
     CompressionConfig(quantize='sign', rotate=True),
     CompressionConfig(sketch='low_rank', rank=2, quantize='qsgd'),
+    CompressionConfig(sketch='count', sketch_width=30, quantize='qsgd'),
 ])
 def test_a_larger_size_class_gets_the_same_result(config):
   def grow(x):
@@ -88,6 +89,7 @@ def test_only_sketches_are_made_of_the_rounds_key():
   keys = jax.random.split(jax.random.key(2), 3)
   for config, ours, theirs in [
       (CompressionConfig(sketch='low_rank', rank=2), True, False),
+      (CompressionConfig(sketch='count', sketch_width=30), True, False),
       (CompressionConfig(quantize='qsgd', bits=4), False, True),
       (CompressionConfig(quantize='ternary', rotate=True), False, True),
       (CompressionConfig(sparsify='random_k', fraction=0.5), False, True)]:

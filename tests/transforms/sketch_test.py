@@ -117,6 +117,106 @@ def test_a_count_sketch_has_the_variance_that_it_states():
     assert (np.abs(errors.mean(0) - exact) < slack).all()
 
 
+def by_hand(delta, mask, width, depth, key, divisor=1.0):
+  """Entry by entry, in float64; the draws alone are the transform's."""
+  leaves = jax.tree.leaves(delta)
+  masks = jax.tree.leaves(jax.tree.broadcast(mask, delta))
+  keys = jax.random.split(jax.random.split(key)[1], len(leaves))
+  table = np.zeros((depth, width))
+  places = []
+  for x, used, k in zip(leaves, masks, keys):
+    bits = np.asarray(jax.random.bits(k, (*x.shape, depth), np.uint32))
+    for index in np.ndindex(x.shape):
+      if np.asarray(used)[index[:np.ndim(used)]]:
+        for row in range(depth):
+          draw = int(bits[(*index, row)])
+          places.append((row, (draw >> 1) % width, 1 - 2 * (draw & 1)))
+          table[places[-1][:2]] += places[-1][2] * float(x[index])
+  out, places = [], iter(places)
+  for x, used in zip(leaves, masks):
+    y = np.zeros(x.shape)
+    for index in np.ndindex(x.shape):
+      if np.asarray(used)[index[:np.ndim(used)]]:
+        for _ in range(depth):
+          row, bucket, sign = next(places)
+          y[index] += sign * table[row, bucket] / depth / divisor
+    out.append(y)
+  return table, jax.tree.unflatten(jax.tree.structure(delta), out)
+
+
+def record(sent):
+  """An inner transform that keeps what it is given."""
+  def update(updates, state, params=None, **extra_args):
+    del params, extra_args
+    sent.append(np.asarray(updates))
+    return updates, state
+  return optax.GradientTransformationExtraArgs(lambda p: (), update)
+
+
+# Sums of 120 numbers of size 3, each off by half an ulp of at most 64.
+ATOL = 120 * 64 * 2.0**-24
+
+
+@pytest.mark.parametrize('unbiased', [True, False])
+def test_a_count_sketch_by_hand(unbiased):
+  width, depth, sent = 11, 3, []
+  transform = count_sketch(
+      width, depth, KEY, unbiased=unbiased, inner=record(sent))
+  out, _ = transform.update(DELTA, transform.init(DELTA), None, mask=MASK)
+  # Seven of the ten rows are in use, of eight entries and of one; and 16.
+  size = 7 * (DIM + 1) + ROWS[0].size
+  table, expected = by_hand(
+      DELTA, MASK, width, depth, KEY,
+      1.0 if unbiased else 1 + (size - 1) / (width * depth))
+  np.testing.assert_allclose(sent[0], table, atol=ATOL)
+  jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, atol=ATOL), out, expected)
+  # Rows that are not in use are neither read nor written.
+  assert np.abs(DELTA[0]['item'][~MASK[0]]).min() > 0
+  assert not np.asarray(out[0]['item'])[~MASK[0]].any()
+
+
+def test_all_that_is_needed_of_a_round_is_the_sum_of_the_tables():
+  deltas = _rng.normal(size=(10, 6, DIM)).astype(np.float32)
+  sent, outputs = [], []
+  for delta in deltas:
+    transform = count_sketch(16, 2, KEY, inner=record(sent))
+    out, _ = transform.update({'a': delta}, transform.init({'a': delta}))
+    outputs.append(np.asarray(out['a']))
+  assert {x.shape for x in sent} == {(2, 16)}
+  total = {'a': deltas.astype(np.float64).sum(0)}
+  table, decoded = by_hand(total, np.ones(6, bool), 16, 2, KEY)
+  np.testing.assert_allclose(sum(sent), table, atol=10 * ATOL)
+  np.testing.assert_allclose(sum(outputs), decoded['a'], atol=10 * ATOL)
+  # Positive control: with hashes of its own a table adds up to nothing.
+  other = count_sketch(16, 2, jax.random.key(7))
+  out, _ = other.update({'a': deltas[0]}, other.init({'a': deltas[0]}))
+  assert np.abs(out['a'] - outputs[0]).max() > 0.1
+
+
+def test_a_count_sketch_is_a_contraction_in_the_mean_over_hashes():
+  """As error feedback needs it; by exactly the share that it states."""
+  width, depth, num_keys = 16, 2, 4000
+  x = {'a': ROWS[:, 0], 'b': np.float32(2)}
+  square = float(sum((leaf.astype(np.float64)**2).sum() for leaf in x.values()))
+  v = (ROWS[:, 0].size + 1 - 1) / (width * depth)
+
+  def errors(unbiased):
+    def one(key):
+      transform = count_sketch(width, depth, key, unbiased=unbiased)
+      out, _ = transform.update(x, transform.init(x))
+      return sum(jnp.sum(jnp.square(out[leaf] - x[leaf])) for leaf in x)
+    return np.asarray(
+        jax.jit(jax.vmap(one))(jax.random.split(KEY, num_keys)), np.float64)
+
+  for unbiased, exact in [(False, v / (1 + v)), (True, v)]:
+    found = errors(unbiased) / square
+    slack = 6 * found.std() / np.sqrt(num_keys)
+    assert abs(found.mean() - exact) < slack
+  # Positive control: what has no bias is no contraction.
+  assert v > 1
+
+
 def test_a_wide_sketch_loses_little_of_a_few_large_entries():
   x = jnp.zeros(1000).at[jnp.array([3, 500])].set(jnp.array([9.0, -7.0]))
   transform = count_sketch(4096, 1, KEY)
