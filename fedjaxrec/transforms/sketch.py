@@ -169,6 +169,11 @@ def count_sketch(
 
   All clients of a round share the hashes, so their errors do not average out:
   the error of the sum is v times the square of the sum.
+  On ML-100K, one seed, 4,096 x 3 buckets for 55,507 entries, so v = 4.52: a
+  first round's error was 4.41 times the square of the sum of 150 clients, and
+  500 such rounds still train: test NDCG@10 0.0666 against 0.0677 without (both
+  divided by the cohort), for 49 in place of 107 KB up, in 5.7 times the
+  training time (2 loaded CPU cores).
   Time: depth scattered sums and reads of all entries.
 
   Args:
