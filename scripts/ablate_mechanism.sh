@@ -7,8 +7,10 @@
 set -e
 run() {
   name=$1; shift
-  fedjaxrec train --flagfile=scripts/private_movielens_1m.flags \
-    --data.path="$data" --workdir="$out/$name" "$@"
+  for seed in 0 1; do
+    fedjaxrec train --flagfile=scripts/private_movielens_1m.flags \
+      --data.path="$data" --seed=$seed --workdir="$out/$name-$seed" "$@"
+  done
 }
 data=$1; out=$2
 cyclic='--cohort.size=2014 --cohort.sampler=cyclic --rounds=36'
@@ -16,3 +18,4 @@ run gaussian_all
 run gaussian_cyclic $cyclic
 run banded $cyclic --privacy.mechanism=banded --privacy.bands=3
 run blt $cyclic --privacy.mechanism=blt --privacy.buffers=3
+python scripts/plot_runs.py "$out"/* --out="$out/mechanism.svg"
