@@ -127,10 +127,12 @@ def build_protection(
   if secure.is_on:
     codec = _make_codec(
         config, expected_cohort, max_cohort, open_rows, dimension)
+  # Where rows are clipped, the clipping of the whole is second in the chain.
+  place = 1 if privacy.clips_rows else 0
   uplink = Uplink(
       clip_norm=None if _codec_clips(config) else _fused_clip(config),
       transform=None if _codec_clips(config) else _client_chain(config),
-      report=(lambda state: state[privacy.clips_rows].report) if adaptive
+      report=(lambda state: state[place].report) if adaptive
       else PLAIN.report,
       has_memory=config.compression.error_feedback,
       # Noise stands in every entry, whatever the client touched; and hashed
