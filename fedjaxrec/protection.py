@@ -2,8 +2,8 @@
 
 The order is the guarantee. On a client: clip (rows first, then the whole);
 compress; clip again where compression may have made the delta longer; encode
-for the secure sum. On the
-server: noise on the raw sum, before anything scales it.
+for the secure sum. On the server: noise on the raw sum, before anything scales
+it.
 """
 
 import dataclasses
