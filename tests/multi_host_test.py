@@ -32,8 +32,6 @@ ROUNDS = CHANGES['rounds']
 # Adam's step turns an error of the mean delta into at most learning_rate / eps
 # times as much; the mean is of ten deltas below one, added in another order.
 TOLERANCE = ROUNDS * 0.05 / 1e-3 * 10 * 2.0**-24
-# What Gloo says of itself, on standard output.
-NOISE = '[Gloo]'
 
 
 def free_port(lowest=0, highest=2**16):
@@ -243,12 +241,10 @@ class TestWrittenOnce:
         'checkpoints', 'config.json', 'metrics.jsonl', 'report.html',
         'summary.json'}
 
-  def test_one_process_speaks(self, finished):
-    first, second = (
-        [line for line in finished[1][f'work {i}'][1].splitlines()
-         if not line.startswith(NOISE)] for i in range(2))
-    assert sum(line.startswith('Report: ') for line in first) == 4
-    assert len(second) == 1  # The worker's own.
+  def test_one_process_speaks(self, work):
+    first, second = (said['printed'] for said in work[1])
+    assert sum(line.startswith('Report: ') for line in first.splitlines()) == 4
+    assert second == ''
 
   def test_how_it_was_started_is_no_part_of_a_run(self, work):
     """So that it is continued, or evaluated, by any number of processes."""

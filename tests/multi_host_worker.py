@@ -6,6 +6,8 @@ The flags are those of `fedjaxrec train` that join the processes. The last line
 of the output is a JSON object.
 """
 
+import contextlib
+import io
 import json
 import pathlib
 import shutil
@@ -137,9 +139,12 @@ def refuse(folder, launch):
 
 
 def main(scenario, folder, *launch):
-  result = {'work': work, 'refuse': refuse}[scenario](
-      pathlib.Path(folder), list(launch))
-  print(json.dumps(result), flush=True)
+  # Gloo writes to the same file without end of line or lock, so what Python
+  # prints is kept apart.
+  with contextlib.redirect_stdout(io.StringIO()) as printed:
+    result = {'work': work, 'refuse': refuse}[scenario](
+        pathlib.Path(folder), list(launch))
+  print('\n' + json.dumps(result | {'printed': printed.getvalue()}), flush=True)
 
 
 if __name__ == '__main__':

@@ -28,6 +28,7 @@ from fedjaxrec.orchestration.benchmark_methods import (
   Method,
   describe_settings,
 )
+from fedjaxrec.orchestration.compile_cache import share_compiled
 from fedjaxrec.reports import (
   benchmark_directory,
   benchmark_html,
@@ -71,6 +72,7 @@ def plain(value: Any) -> Any:
   return json.loads(json.dumps(value))
 
 
+@share_compiled()
 def run_benchmark(
     plan: Plan,
     workdir: pathlib.Path,

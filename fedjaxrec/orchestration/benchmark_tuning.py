@@ -30,6 +30,7 @@ from fedjaxrec.orchestration.benchmark_methods import (
   Method,
   write_header,
 )
+from fedjaxrec.orchestration.compile_cache import share_compiled
 from fedjaxrec.references.tuning import carve_validation
 from fedjaxrec.reports import benchmark_directory, run_directory
 from fedjaxrec.reports.sweep_table import show
@@ -80,6 +81,7 @@ def draw_settings(
   return chosen[:budget]
 
 
+@share_compiled()
 def run_tuning(
     plan: Plan,
     spaces: Sequence[Sequence[Sequence[grid.Axis]]],
